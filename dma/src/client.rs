@@ -1,4 +1,5 @@
-//! One of the queues that share a queue of a device: its share of the device's commands, and its completions.
+//! One of the queues of guests' rings that share a queue of a device: the device's commands that it uses, and its
+//! completions.
 
 use alloc::vec::Vec;
 use bulkhead_grant::OutOfMemory;
@@ -19,13 +20,14 @@ pub struct Client {
     wish: Wish,
 }
 
-/// What a queue wants whose request was not taken.
+/// What a queue waits for after one of its requests was not taken, because the device had no free command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wish {
     Nothing,
-    /// It waits for a command.
+    /// It waits for a free command.
     Waits,
-    /// It is to be told that there is one, or was told and has not come back.
+    /// Its task was woken because a command is free, and has not submitted since. `yet`: [`Client::drain`] has told it
+    /// so already.
     Told {
         yet: bool,
     },
@@ -61,7 +63,8 @@ impl Client {
         self.state.is_open()
     }
 
-    /// Closes it: what completes from now on is told to nobody. Returns true if it has waited for a command.
+    /// Closes it: completions that it has not passed on yet, and later ones, are dropped. Returns true if it was waiting
+    /// for a command.
     pub fn close(&mut self) -> bool {
         self.state = QueueState::Closed;
         self.requests = 0;
@@ -80,12 +83,12 @@ impl Client {
         self.requests >= self.depth
     }
 
-    /// Returns whether it counts where commands are shared out.
+    /// Returns whether it is to have a share of the device's commands: it uses some, or waits for one.
     pub fn is_active(&self) -> bool {
         self.commands > 0 || self.wish != Wish::Nothing
     }
 
-    /// Notes that it had to be turned away. Returns true if it did not wait before.
+    /// Notes that a request was refused because the device had no free command. Returns true if it did not wait before.
     pub fn turned_away(&mut self) -> bool {
         let waited = core::mem::replace(&mut self.wish, Wish::Waits) != Wish::Nothing;
         !waited
@@ -137,8 +140,8 @@ impl Client {
         }
     }
 
-    /// Passes on what has completed, and what it was told. Returns the number of completions, and whether there is
-    /// something to try again; and true if it has not come back for what it waited for.
+    /// Passes completions to `sink`. Also reports, once, that a command is free for a request that was refused; if the
+    /// queue has not used it by the next call, its wait is over and another queue may have the command.
     #[inline]
     pub fn drain(&mut self, sink: &mut dyn FnMut(Tag, Result<(), IoError>)) -> Drained {
         let any = !self.done.is_empty();
@@ -164,7 +167,7 @@ impl Client {
         drained
     }
 
-    /// Keeps the waker of the task that waits for a completion, or for the end.
+    /// Keeps the waker of the task that waits for a completion, or for a closed queue's last command to end.
     #[inline]
     pub fn wake_with(&mut self, waker: &Waker) {
         match &mut self.waker {
@@ -176,8 +179,8 @@ impl Client {
 
 /// What [`Client::drain`] has found.
 pub struct Drained {
-    /// There were completions, or a request may be tried again.
+    /// There were completions, or a refused request may be submitted again.
     pub ready: bool,
-    /// It was told that it may try again, and did not.
+    /// The queue was told that it may submit again, and did not: another one may have the command.
     pub gave_up: bool,
 }

@@ -10,13 +10,13 @@ use spin::Mutex;
 
 /// A device that was passed through to this domain.
 pub trait PassedThrough {
-    /// Returns its name: its PCI function, without the segment 0000.
+    /// Returns its name: its PCI function without the segment 0000, such as `03:00.0`.
     fn name(&self) -> &str;
 
-    /// Returns how its task is called.
+    /// Returns what wakes its task.
     fn watch(&self) -> &Arc<Watch>;
 
-    /// Has its task stop it for good.
+    /// Asks its task to stop it for good. Does not wait for that: see [`Devices::let_go`].
     fn leave(&self);
 
     /// Returns whether its task is to stop it for good.
@@ -37,8 +37,8 @@ pub struct Devices<H: Hypervisor, D> {
 }
 
 impl<H: Hypervisor, D: PassedThrough> Devices<H, D> {
-    /// Returns an empty list. `handle` is of the vCPU that this is called on, requests are served on `vcpus`, devices
-    /// find this domain's memory as `memory` says, and those in `stops` are stopped when the domain ends.
+    /// Returns an empty list. `handle` is of the vCPU that this is called on, requests are served on `vcpus`, `memory`
+    /// has the bus addresses of this domain's memory, and the devices in `stops` are stopped when the domain ends.
     pub fn new(
         handle: Handle<H>,
         vcpus: Vec<VcpuSpawner<H>>,
@@ -67,14 +67,14 @@ impl<H: Hypervisor, D: PassedThrough> Devices<H, D> {
         self.all.borrow_mut().retain(is_other);
     }
 
-    /// Stops all devices in order, because the domain ends.
+    /// Stops all devices, one after another, and waits for each: the domain ends.
     pub async fn close(&self) {
         for device in self.list() {
             self.let_go(&device).await;
         }
     }
 
-    /// Stops a device for good, in order.
+    /// Has a device stopped for good by its task, and waits until it is.
     pub async fn let_go(&self, device: &D) {
         device.leave();
         self.until(|| device.has_left().then_some(())).await;
@@ -97,7 +97,7 @@ impl<H: Hypervisor, D: PassedThrough> Devices<H, D> {
         Waiters::until(&self.waiting, look).await
     }
 
-    /// Returns those who wait for a change of any device.
+    /// Returns the tasks that wait for a change of any device.
     pub fn waiting(&self) -> &Arc<Mutex<Waiters>> {
         &self.waiting
     }
@@ -112,12 +112,12 @@ impl<H: Hypervisor, D: PassedThrough> Devices<H, D> {
         &self.vcpus
     }
 
-    /// Returns how this domain's memory is named to devices.
+    /// Returns what knows the bus addresses of this domain's memory.
     pub fn memory(&self) -> &Arc<dyn DmaMemory> {
         &self.memory
     }
 
-    /// Returns the devices that the domain's end stops.
+    /// Returns the devices that are stopped when the domain ends, in order or by a crash.
     pub fn stops(&self) -> &'static DeviceStops {
         self.stops
     }

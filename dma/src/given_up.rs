@@ -10,15 +10,15 @@ use core::task::Poll;
 use core::time::Duration;
 use futures_util::future::OptionFuture;
 
-/// The pause before a device that was given up is started again.
+/// The pause before a device that was given up is started again. The log names it ([`Refusal::prospect`]).
 const TRIED_AGAIN: Duration = Duration::from_secs(60);
 
 /// The reason why a device is given up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The reason, for the log and for those who want the device.
+    /// The reason, for the log and for guests' disks that name the device.
     pub reason: String,
-    /// It would fail again for the same reason.
+    /// The device would fail again for the same reason, so it is not started again.
     pub stays: bool,
 }
 
@@ -38,8 +38,8 @@ impl Refusal {
     }
 }
 
-/// Waits until a device that was given up is to be let go of, or to be tried again, which it is not if its refusal `stays`.
-/// Returns whether it is to be let go of.
+/// Waits until a device that was given up is to be stopped for good, or, unless its refusal [`stays`](Refusal::stays),
+/// until it is to be started again. Returns true in the first case.
 pub async fn leaves_before_trial<H: Hypervisor>(
     handle: &Handle<H>,
     device: &impl PassedThrough,

@@ -1,10 +1,11 @@
-//! What the drivers of devices that were passed through have in common, whatever the device's commands are.
+//! The parts that the drivers of passed-through devices (NVMe, virtio-blk) share, whatever the device's commands are.
 //!
 //! - [`DmaPages`]: pages that the device reads and writes by bus address: its queues, its lists of pages.
-//! - [`Client`]: one of the queues of guests' rings that share a queue of the device: its share of the device's
-//!   commands, and its completions.
+//! - [`Client`]: one of the queues of guests' rings that share a queue of the device: the device's commands that it
+//!   uses, and its completions.
 //! - [`Devices`]: the devices of one kind, by name.
-//! - [`Watch`]: how the vCPUs that serve call the device's task on the first vCPU.
+//! - [`Watch`]: the signals by which the vCPUs that serve wake the device's task on the first vCPU.
+//! - [`Refusal`]: the reason why a device was given up, and whether it is tried again.
 
 #![no_std]
 #![forbid(unsafe_code)]

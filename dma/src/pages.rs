@@ -21,7 +21,7 @@ struct Page([AtomicU64; WORDS]);
 pub enum NoPages {
     /// There is no memory left.
     NoMemory(OutOfMemory),
-    /// This domain's memory has no bus addresses: it can have no devices.
+    /// This domain's memory has no bus addresses: only a PV domain knows them, and is given PCI devices by libxl.
     NoAddress,
 }
 
@@ -30,7 +30,7 @@ impl fmt::Display for NoPages {
         match self {
             NoPages::NoMemory(error) => error.fmt(f),
             NoPages::NoAddress => f.write_str(
-                "the driver domain's memory has no bus addresses, as it is no PV domain",
+                "the driver domain is not a PV domain, so its memory has no bus addresses",
             ),
         }
     }
@@ -44,9 +44,11 @@ impl From<OutOfMemory> for NoPages {
     }
 }
 
-/// Pages of this domain's own. Each has a bus address of its own: neighbours here are none for a device.
+/// Pages of this domain's own. Each has a bus address of its own: pages that are contiguous here need not be contiguous
+/// for a device.
 ///
-/// They are given back to the heap only if no device knows them any more; otherwise dropping this leaks them.
+/// Dropping this gives them back to the heap, unless a device may still access them: then they are leaked, with an error
+/// in the log.
 pub struct DmaPages {
     pages: ManuallyDrop<Vec<Page>>,
     addresses: Vec<DmaAddr>,
@@ -55,7 +57,7 @@ pub struct DmaPages {
 }
 
 impl DmaPages {
-    /// Takes that many pages, which hold zeros.
+    /// Takes `count` pages, which hold zeros.
     pub fn new(memory: &dyn DmaMemory, count: usize) -> Result<DmaPages, NoPages> {
         let mut pages = room_for::<Page>(count)?;
         pages.resize_with(count, || Page([const { AtomicU64::new(0) }; WORDS]));
@@ -71,7 +73,7 @@ impl DmaPages {
         })
     }
 
-    /// Returns the bus address of a page.
+    /// Returns the bus address of a page. This and the methods below panic if `page` is not below the number of pages.
     #[inline]
     pub fn address(&self, page: usize) -> u64 {
         self.addresses[page].get()
@@ -89,7 +91,7 @@ impl DmaPages {
         words.for_each(|word| word.store(0, Ordering::Relaxed));
     }
 
-    /// Copies the start of a page.
+    /// Copies the first `N` bytes of a page, in the order that they have in memory.
     pub fn copy<const N: usize>(&self, page: usize) -> [u8; N] {
         let words = self.words(page);
         let mut bytes = [0; N];
@@ -110,7 +112,7 @@ impl Drop for DmaPages {
     fn drop(&mut self) {
         if self.in_use {
             return log::error!(
-                "{} page(s) are lost: a device that did not stop may still write to them",
+                "{} page(s) are leaked: a device that did not stop may still write to them",
                 self.pages.len()
             );
         }

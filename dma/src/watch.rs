@@ -1,4 +1,4 @@
-//! How the queues of a device call its task.
+//! The signals by which the queues of a device, on any vCPU, wake its task on the first vCPU.
 
 use alloc::sync::Arc;
 use bulkhead_executor::Waiters;
@@ -7,12 +7,12 @@ use core::task::Waker;
 use futures_util::task::AtomicWaker;
 use spin::Mutex;
 
-/// What queues share with the device's task.
+/// The state that queues share with the device's task.
 pub struct Watch {
     task: AtomicWaker,
-    /// The task looks at the time that commands take.
+    /// The task checks at intervals whether commands take too long.
     ticks: AtomicBool,
-    /// A queue wants something of the task.
+    /// A queue has called the task, and the task has not looked yet.
     attention: AtomicBool,
     /// The interrupts that were taken.
     interrupts: AtomicU64,
@@ -20,7 +20,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Returns one without a task. `waiting` are those who wait for a change of the device's state.
+    /// Returns one without a task. `waiting` are the tasks that wait for a change of the device's state.
     pub fn new(waiting: Arc<Mutex<Waiters>>) -> Watch {
         Watch {
             task: AtomicWaker::new(),
@@ -31,7 +31,7 @@ impl Watch {
         }
     }
 
-    /// Has the task look at the time that commands take, as there are some.
+    /// Has the task check at intervals whether commands take too long: a command is about to be given to the device.
     #[inline]
     pub fn begin_ticks(&self) {
         if !self.ticks.load(Ordering::Relaxed) {
@@ -45,12 +45,13 @@ impl Watch {
         self.task.wake();
     }
 
-    /// Returns whether there may be commands.
+    /// Returns whether the device may have commands.
     pub fn ticks(&self) -> bool {
         self.ticks.load(Ordering::Acquire)
     }
 
-    /// Notes that there may be none. The caller looks at the queues after this.
+    /// Notes that the device may have none. The caller checks the queues after this: one that is given a command later
+    /// calls [`begin_ticks`](Self::begin_ticks) again.
     pub fn end_ticks(&self) {
         self.ticks.store(false, Ordering::SeqCst);
     }
@@ -72,7 +73,7 @@ impl Watch {
         self.attention.swap(false, Ordering::AcqRel)
     }
 
-    /// Counts an interrupt, of the queues or of the device itself. Several that come before a task runs are one.
+    /// Counts an interrupt, of the queues or of the device itself. Several that come before a task runs count as one.
     #[inline]
     pub fn count_interrupt(&self) {
         self.interrupts.fetch_add(1, Ordering::Relaxed);
@@ -88,7 +89,7 @@ impl Watch {
         self.task.register(waker);
     }
 
-    /// Wakes all who wait for a change of the device's state.
+    /// Wakes all tasks that wait for a change of the device's state.
     pub fn changed(&self) {
         let waiting = self.waiting.lock().take();
         waiting.for_each(Waker::wake);

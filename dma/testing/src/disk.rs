@@ -134,10 +134,10 @@ impl<'w> Buffer<'w> {
         }
     }
 
-    /// A segment of `len` bytes at that place.
+    /// Returns a segment of `len` bytes at an offset in a page.
     ///
     /// # Panics
-    /// If there are none.
+    /// If the bytes are not all within that page of the buffer.
     pub fn segment(&self, page: usize, offset: usize, len: usize) -> IoSegment {
         assert!(page < self.pages && offset + len <= PAGE_SIZE);
         // SAFETY: within the pages.
@@ -157,7 +157,7 @@ impl<'w> Buffer<'w> {
             .collect()
     }
 
-    /// Writes bytes to its start.
+    /// Writes bytes to the start of the buffer.
     ///
     /// # Panics
     /// If there are too many.

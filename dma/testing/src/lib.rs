@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 thread_local! {
-    /// Those of this thread's machines, of which there is one at a time. They stay, as a domain's do.
+    /// The devices of this thread's machine, of which there is one at a time. Leaked, as a domain's are static.
     static STOPS: &'static DeviceStops = Box::leak(Box::default());
 }
 
@@ -100,7 +100,7 @@ impl Machine {
     /// Runs the domain and the device until they have nothing to do.
     ///
     /// # Panics
-    /// If they always have.
+    /// If they still have something to do after 100,000 rounds.
     pub fn run(&self) {
         for _ in 0..100_000 {
             let mut moved = self.device.get().is_some_and(|step| step());

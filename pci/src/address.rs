@@ -21,7 +21,7 @@ pub struct Slot {
 
 impl Slot {
     /// Reads `DDDD:BB:dd.f`, all hexadecimal, as libxl (`dev-N`) and pciback (`vdev-N`) write it. pciback writes two
-    /// digits for the function.
+    /// digits for the function. `None` if the text has another form, or a number is out of range.
     pub fn parse(text: &str) -> Option<Slot> {
         let mut parts = text.trim().splitn(3, ':');
         let (domain, bus, rest) = (parts.next()?, parts.next()?, parts.next()?);
@@ -39,14 +39,15 @@ impl Slot {
         })
     }
 
-    /// Returns device and function in one number, as PCI has it.
+    /// Returns device and function in one number, as operations name them (`devfn` in `io/pciif.h`).
     pub fn devfn(self) -> u8 {
         self.device << 3 | self.function
     }
 }
 
 impl FunctionName {
-    /// Reads a name as libxl writes it, or as the user does, without the PCI domain.
+    /// Reads a name as libxl writes it, or as the user does, without the PCI domain, which is 0 then. `None` if it is
+    /// not such a name.
     pub fn parse(text: &str) -> Option<FunctionName> {
         let text = text.trim();
         match text.matches(':').count() {

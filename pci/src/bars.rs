@@ -1,11 +1,12 @@
-//! Base address registers: where a function's registers are, and how many.
+//! Base address registers: where a function's registers are, and how many (PCI Local Bus Specification 3.0, section
+//! 6.2.5.1).
 
 use core::fmt;
 use core::ops::Range;
 
 /// The register of the first BAR.
 pub const FIRST: u16 = 0x10;
-/// BARs of a function that is no bridge.
+/// The number of BARs of a function that is not a bridge.
 pub const COUNT: u8 = 6;
 
 /// The bit of a BAR of I/O ports.
@@ -13,7 +14,7 @@ const IO: u32 = 1;
 /// The bits for the width of a memory BAR, and their value for 64 bits.
 const WIDTH: u32 = 6;
 const WIDE: u32 = 4;
-/// The bits of a memory BAR that are no address.
+/// The bits of a memory BAR that are not part of the address.
 const FLAGS: u32 = 0xf;
 
 /// A memory BAR.
@@ -21,7 +22,7 @@ const FLAGS: u32 = 0xf;
 pub struct Bar {
     /// The bus address at which dom0 has placed it.
     pub address: u64,
-    /// Its bytes, a power of two.
+    /// Its size in bytes, a power of two.
     pub size: u64,
 }
 
@@ -33,12 +34,12 @@ pub enum BadBar {
         /// The BAR.
         bar: u8,
     },
-    /// It is one of I/O ports.
+    /// It is a BAR of I/O ports, not of memory.
     Ports {
         /// The BAR.
         bar: u8,
     },
-    /// Its size or place makes no sense.
+    /// Its size is not a power of two, or dom0 has not placed it at a multiple of its size below 2^52.
     Nonsense {
         /// The BAR.
         bar: u8,
@@ -47,7 +48,7 @@ pub enum BadBar {
     TooSmall {
         /// The BAR.
         bar: u8,
-        /// Its bytes.
+        /// Its size in bytes.
         size: u64,
     },
 }
@@ -67,14 +68,14 @@ impl fmt::Display for BadBar {
 
 impl core::error::Error for BadBar {}
 
-/// Returns whether a memory BAR goes on in the next register.
+/// Returns whether a BAR is one of 64-bit memory, whose upper half is in the next register.
 pub fn is_wide(low: u32) -> bool {
     low & (IO | WIDTH) == WIDE
 }
 
 impl Bar {
-    /// Reads a BAR: the values of its registers, and their values after all ones were written to them. For a
-    /// BAR of 32 bits, the upper ones are 0 and all ones.
+    /// Reads a BAR: the lower and upper value of its registers, and both after all ones were written to them. For a BAR
+    /// of 32 bits, the upper values are 0 and all ones.
     pub fn new(bar: u8, (low, high): (u32, u32), sized: (u32, u32)) -> Result<Bar, BadBar> {
         if low & IO != 0 {
             return Err(BadBar::Ports { bar });
@@ -86,7 +87,8 @@ impl Bar {
             return Err(BadBar::Missing { bar });
         }
         let size = mask.wrapping_neg();
-        // Not placed, not a power of two, not a multiple of its size, or past the end.
+        // Placed, a size that is a power of two, a multiple of that size, and within the 52 bits that a physical
+        // address has on x86.
         let sensible = address != 0
             && size.is_power_of_two()
             && address.is_multiple_of(size)
@@ -99,7 +101,7 @@ impl Bar {
         }
     }
 
-    /// Returns the bus addresses of a part of it.
+    /// Returns the bus addresses of the bytes at `offsets`. An empty range is refused like one past the end.
     pub fn part(&self, bar: u8, offsets: &Range<u64>) -> Result<Range<u64>, BadBar> {
         let size = self.size;
         match offsets.start < offsets.end && offsets.end <= size {

@@ -1,17 +1,19 @@
-//! The list of a function's capabilities. It lies in the function's registers, so it may go in circles, or nowhere.
+//! The list of a function's capabilities (PCI Local Bus Specification 3.0, section 6.7), and the MSI-X capability
+//! (section 6.8.2). The list lies in the function's registers, so that a faulty function's may loop, or point at
+//! nothing.
 
 use bulkhead_xen::PAGE_SIZE;
 
-/// The register that says whether there is a list, with `COMMAND` in its lower half.
+/// The register whose upper half, `STATUS`, says whether there is a list. The lower half is `COMMAND`.
 pub const STATUS_AND_COMMAND: u16 = 0x04;
-/// The bit of `STATUS` for that, in the upper half.
+/// The bit of that register which says so.
 pub const HAS_LIST: u32 = 1 << 20;
 /// The register with the offset of the first capability.
 pub const POINTER: u16 = 0x34;
 
 /// Message-signalled interrupts (MSI).
 pub const MSI: u8 = 0x05;
-/// A capability whose meaning its vendor knows (virtio has several).
+/// A capability that its vendor defines (virtio devices have several).
 pub const VENDOR_SPECIFIC: u8 = 0x09;
 /// MSI-X.
 pub const MSIX: u8 = 0x11;
@@ -19,11 +21,11 @@ pub const MSIX: u8 = 0x11;
 /// One capability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capability {
-    /// Its kind.
+    /// Its kind: [`MSI`], [`MSIX`], [`VENDOR_SPECIFIC`], or another one.
     pub id: u8,
     /// Its offset in configuration space.
     pub offset: u8,
-    /// The two bytes behind kind and pointer.
+    /// The two bytes after the kind and the pointer to the next capability.
     pub head: u16,
 }
 
@@ -35,17 +37,18 @@ pub struct Walk {
 }
 
 impl Walk {
-    /// Begins at the offset that the register `POINTER` has. Returns the place to read first, if there is one.
+    /// Begins at the offset that the register `POINTER` holds. Returns the offset to read first; `None` if the list is
+    /// empty.
     pub fn begin(pointer: u32) -> (Walk, Option<u8>) {
         let mut walk = Walk { visited: 0 };
         let first = walk.visit(pointer as u8);
         (walk, first)
     }
 
-    /// Reads what is at a place; returns the capability there, and the next place.
+    /// Takes the four bytes at an offset. Returns the capability there, and the offset to read next, if there is one.
     pub fn read(&mut self, offset: u8, value: u32) -> (Option<Capability>, Option<u8>) {
         let [id, next, ..] = value.to_le_bytes();
-        // What a function that is gone reads as ends the list.
+        // A function that is gone reads as all ones.
         if id == 0xff {
             return (None, None);
         }
@@ -65,26 +68,27 @@ impl Walk {
     }
 }
 
-/// Where a function has its MSI-X table, and how large that is.
+/// The place and the size of a function's MSI-X table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MsixTable {
-    /// Its entries.
+    /// The number of its entries, 1 to 2048.
     pub entries: u16,
-    /// The BAR that it is in.
+    /// The BAR that it is in, below 6.
     pub bar: u8,
-    /// Its offset there.
+    /// Its offset there in bytes, a multiple of 8.
     pub offset: u32,
-    /// The BAR of the bits for pending interrupts.
+    /// The BAR of the bits for pending interrupts, below 6.
     pub pending_bar: u8,
-    /// Their offset there.
+    /// Their offset there in bytes, a multiple of 8.
     pub pending_offset: u32,
 }
 
 impl MsixTable {
-    /// Bytes of an entry.
+    /// The size of an entry in bytes.
     const ENTRY: u64 = 16;
 
-    /// Reads a capability of the kind [`MSIX`], and the two registers behind it. `None` if there is no such BAR.
+    /// Reads a capability of the kind [`MSIX`], and the two registers after it. `None` if they name a BAR that no
+    /// function has.
     pub fn new(capability: Capability, table: u32, pending: u32) -> Option<MsixTable> {
         let [bar, pending_bar] = [table, pending].map(|place| (place & 7) as u8);
         (bar < 6 && pending_bar < 6).then_some(MsixTable {
@@ -96,7 +100,8 @@ impl MsixTable {
         })
     }
 
-    /// Returns the offset of the first page of a BAR that has a part of it, or of the pending bits.
+    /// Returns the offset of the first page of a BAR that holds a part of the table or of the pending bits. `None` if
+    /// neither is in that BAR.
     pub fn first_page(&self, bar: u8) -> Option<u64> {
         let places = [
             (self.bar, self.offset),
@@ -107,7 +112,7 @@ impl MsixTable {
         Some(offset & !(PAGE_SIZE as u64 - 1))
     }
 
-    /// Returns whether a BAR of `size` bytes has room for it.
+    /// Returns whether the table is within its BAR, if that has `size` bytes.
     pub fn is_inside(&self, size: u64) -> bool {
         u64::from(self.offset) + u64::from(self.entries) * Self::ENTRY <= size
     }

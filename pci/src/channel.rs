@@ -1,4 +1,5 @@
-//! The page that is shared with pciback, and the operations that pciback is asked for by it: one at a time.
+//! The page that is shared with pciback (`struct xen_pci_sharedinfo`, `io/pciif.h`), and the operations that
+//! pciback is asked for through it, one at a time.
 
 use crate::address::Slot;
 use crate::error::OperationError;
@@ -23,7 +24,7 @@ use core::task::{Poll, Waker};
 use core::time::Duration;
 use futures_util::future::{Either, select};
 
-/// The positions of the parts in the page.
+/// The offsets of the parts in the page, in bytes.
 const FLAGS: usize = offset_of!(PciSharedInfo, flags);
 const OP: usize = offset_of!(PciSharedInfo, op);
 const ENTRIES: usize = OP + offset_of!(Op, msix_entries);
@@ -32,16 +33,16 @@ const AER_OP: usize = offset_of!(PciSharedInfo, aer_op);
 /// The future of an operation.
 pub type Operating<'c> = Pin<Box<dyn Future<Output = Result<u32, OperationError>> + 'c>>;
 
-/// What pciback is asked for.
+/// An operation that pciback is asked for.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Operation {
     /// `XEN_PCI_OP_*`.
     pub command: u32,
-    /// The register.
+    /// The offset of the register in configuration space.
     pub offset: u16,
-    /// Its bytes.
+    /// Its size in bytes: 1, 2 or 4.
     pub size: u8,
-    /// The value.
+    /// The value to write, or the number of MSI-X entries.
     pub value: u32,
 }
 
@@ -49,14 +50,14 @@ pub struct Operation {
 pub struct Channel<H: Hypervisor> {
     handle: Handle<H>,
     options: Options,
-    /// Not given back with the channel: pciback may have it mapped, at the domain's end it has. [`give_up`] takes it
-    /// back.
+    /// Not freed when the channel is dropped: pciback may have it mapped, and has when the domain ends. [`give_up`]
+    /// takes it back.
     page: ManuallyDrop<SharedMemory<H>>,
     events: Rc<EventChannel<H>>,
     /// Raised when pciback has notified us, and when the channel is closed.
     notified: Signal,
     closed: Cell<bool>,
-    /// An operation is under way, and the tasks that wait for their turn.
+    /// A task uses the channel; the others wait for their turn.
     busy: Cell<bool>,
     waiting: RefCell<Waiters>,
     listener: RefCell<Option<Task>>,
@@ -86,7 +87,8 @@ impl Drop for Wait<'_> {
 }
 
 impl<H: Hypervisor> Channel<H> {
-    /// Makes a channel to the backend in a domain: grants it `page`, which is clear, and allocates a port for it.
+    /// Makes a channel to the backend in a domain: grants it `page`, which holds zeros, and allocates a port for it.
+    /// The error is a sentence for the log.
     pub fn new(
         handle: &Handle<H>,
         mut page: SharedMemory<H>,
@@ -101,8 +103,8 @@ impl<H: Hypervisor> Channel<H> {
         Ok(Self::with(handle, page, port, options))
     }
 
-    /// Goes on with a channel of a boot before this one, whose page is granted still. An operation may be under way, which
-    /// the first of this boot waits for.
+    /// Goes on with a channel of a boot before this one, whose page is still granted. An operation of that boot may be
+    /// in flight: the first operation of this boot waits for its end.
     pub fn left(
         handle: &Handle<H>,
         page: SharedMemory<H>,
@@ -116,8 +118,8 @@ impl<H: Hypervisor> Channel<H> {
         let taken = hypervisor.take_up_port(port);
         taken.map_err(|error| format!("its event channel {port}: {error}"))?;
         let channel = Self::with(handle, page, port, options);
-        // An error of a function may have been reported; and the crash may have come between the operation and its
-        // notification. pciback finds nothing to do otherwise.
+        // pciback may have reported an error of a function meanwhile, and the crash may have come after an operation
+        // was written and before pciback was notified of it. A notification too many is harmless.
         channel.listen();
         channel.events.notify();
         Ok(channel)
@@ -150,7 +152,7 @@ impl<H: Hypervisor> Channel<H> {
         channel
     }
 
-    /// Returns the nodes that tell the backend of it.
+    /// Returns the nodes by which pciback finds the channel, those that Linux's pcifront writes.
     pub fn nodes(&self) -> Vec<(&'static str, String)> {
         let gref = self.page.gref(0).map(|gref| gref.to_string());
         [
@@ -171,8 +173,8 @@ impl<H: Hypervisor> Channel<H> {
         }
     }
 
-    /// Has pciback do an operation on a function; returns the value of its answer. In a box: code that waits for many
-    /// operations has the code of one only once.
+    /// Has pciback do an operation on a function; returns the value of its answer. The future is boxed so that the code
+    /// of an operation is not repeated in each future that waits for several.
     pub fn operate(&self, slot: Slot, operation: Operation) -> Operating<'_> {
         Box::pin(async move {
             let _turn = self.turn().await;
@@ -180,7 +182,8 @@ impl<H: Hypervisor> Channel<H> {
         })
     }
 
-    /// Has pciback enable MSI-X for the first `count` entries of a function's table; returns their interrupts.
+    /// Has pciback enable MSI-X for the first `count` entries of a function's table, `MAX_VECTORS` (128) at most;
+    /// returns their interrupts.
     pub async fn enable_msix(
         &self,
         slot: Slot,
@@ -191,7 +194,7 @@ impl<H: Hypervisor> Channel<H> {
         self.answered().await?;
         let count = count.min(MAX_VECTORS);
         for entry in 0..count {
-            // The entry's number is the upper half.
+            // `struct xen_msix_entry`: the vector is the lower half, the entry's number the upper one.
             self.write(ENTRIES + entry * 4, (entry as u32) << 16);
         }
         let value = count as u32;
@@ -208,9 +211,9 @@ impl<H: Hypervisor> Channel<H> {
         Ok((0..count).map(vector).collect())
     }
 
-    /// Sends an operation and waits for its answer. The caller has its turn.
+    /// Sends an operation and waits for its answer. The caller has the [turn](Self::turn).
     async fn exchange(&self, slot: Slot, operation: Operation) -> Result<u32, OperationError> {
-        // An operation that was given up may be under way still.
+        // pciback may still be at work on an operation that timed out here.
         self.answered().await?;
         for (offset, value) in [
             (offset_of!(Op, cmd), operation.command),
@@ -233,7 +236,7 @@ impl<H: Hypervisor> Channel<H> {
         Ok(self.read(OP + offset_of!(Op, value)))
     }
 
-    /// Waits until pciback has answered the last operation.
+    /// Waits until pciback has answered the last operation, for the time in [`Options::patience`].
     async fn answered(&self) -> Result<(), OperationError> {
         let deadline = self.handle.now() + self.options.patience;
         loop {
@@ -271,13 +274,14 @@ impl<H: Hypervisor> Channel<H> {
         Turn(self)
     }
 
-    /// Looks at what pciback has notified us of.
+    /// Handles a notification of pciback's: logs the error of a function that it reports, if it does, and wakes the
+    /// task that waits for an answer.
     fn listen(&self) {
         if self.flags() & BACKEND_ACTIVE != 0 {
             let read = |offset| self.read(AER_OP + offset);
             log::warn!(
-                "dom0 reports an error of a function (operation {}, state {}, function {:02x}:{:02x}.{}): nothing \
-                 is done about it",
+                "dom0 reports a PCI error (AER operation {}, state {}, function {:02x}:{:02x}.{}); it is acknowledged, \
+                 and nothing else is done",
                 read(offset_of!(AerOp, cmd)),
                 read(offset_of!(AerOp, err)),
                 read(offset_of!(AerOp, bus)) & 0xff,
@@ -305,13 +309,13 @@ impl<H: Hypervisor> Channel<H> {
     }
 }
 
-/// The time between the first two attempts to take a page back; it doubles each time.
+/// The pause between the first two attempts to take a page back; it doubles each time.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// The longest such time.
+/// The longest such pause.
 const LONGEST_LOOK: Duration = Duration::from_secs(60);
 
-/// Closes a channel, and takes its page back as soon as no function has the channel any more and pciback has let go
-/// of the page.
+/// Closes a channel, and starts a task that takes its page back once no function has the channel any more and pciback
+/// has unmapped the page.
 pub fn give_up<H: Hypervisor>(channel: Rc<Channel<H>>) {
     channel.close();
     let handle = channel.handle.clone();

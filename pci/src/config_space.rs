@@ -17,11 +17,11 @@ pub const COMMAND_MEMORY: u16 = 1 << 1;
 /// The bit of `COMMAND` that lets the function access memory, and send interrupts as messages.
 pub const COMMAND_MASTER: u16 = 1 << 2;
 
-/// The configuration space of a function. Each access is an operation of pciback's, some milliseconds, or seconds
+/// The configuration space of a function. Each access is an operation of pciback's: it takes milliseconds, or seconds
 /// while dom0 is busy.
 ///
-/// pciback lets this domain write a few registers of the header only, and no others without `permissive=1`: it drops
-/// what is written to them.
+/// pciback lets this domain write a few registers of the header. It silently drops writes to all others, unless the
+/// device is configured with `permissive=1`.
 pub struct ConfigSpace<H: Hypervisor> {
     channel: Rc<Channel<H>>,
     slot: Slot,
@@ -103,8 +103,8 @@ impl<H: Hypervisor> ConfigSpace<H> {
         Ok(found)
     }
 
-    /// Finds out where a BAR is, and how large. pciback keeps what is written to a BAR from the function, and
-    /// answers from what dom0 knows of it.
+    /// Finds out where a BAR is, and how large. pciback does not pass writes to a BAR on to the function, and answers
+    /// reads from what dom0 knows of it (`bar_write` and `bar_read` of Linux's xen-pciback).
     pub(crate) async fn bar(&self, bar: u8) -> Result<Bar, PciError> {
         if bar >= bars::COUNT {
             return Err(BadBar::Missing { bar }.into());
@@ -127,8 +127,10 @@ impl<H: Hypervisor> ConfigSpace<H> {
         self.write32(register, value).await?;
         let sized = sized?;
         if value == sized {
-            // The register's user of before has ended between these. pciback shows the size as long as it was written all
-            // ones last, and that is what has been put back where the size is 4 GiB or less.
+            // An earlier user of the register crashed before it wrote the address back, so that the first read returned
+            // the size, too: pciback shows the size for as long as all ones were written last. In the upper register of
+            // a BAR of 4 GiB or less the size is all ones, so writing the value back has not changed that. Writing 0
+            // does.
             self.write32(register, 0).await?;
             value = self.read32(register).await?;
         }
@@ -144,7 +146,8 @@ impl<H: Hypervisor> ConfigSpace<H> {
         self.channel.enable_msix(self.slot, command, count).await
     }
 
-    /// Has pciback do something about interrupts; returns the value of its answer.
+    /// Has pciback enable or disable interrupts (`XEN_PCI_OP_enable_msi` and its like); returns the value of its
+    /// answer.
     pub(crate) async fn interrupts(&self, command: u32) -> Result<u32, OperationError> {
         let operation = Operation {
             command,

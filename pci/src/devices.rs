@@ -1,4 +1,4 @@
-//! The functions that libxl and pciback have in their directory.
+//! The functions that libxl and pciback list in the backend's directory.
 
 use crate::address::{FunctionName, Slot};
 use alloc::format;
@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use bulkhead_xenbus::{NodeMap, XenbusState, excerpt, read_nodes};
 use bulkhead_xenstore_client::{Client, Error};
 
-/// The most functions that are looked at.
+/// The largest number of functions that is read.
 const MOST: usize = 64;
 
 /// A function in the directory.
@@ -21,7 +21,8 @@ pub struct Listed {
     pub removed: bool,
 }
 
-/// Reads them. libxl renumbers the functions when one is gone, but not while it waits for this end.
+/// Reads the functions that are listed; one whose name is not that of a function is left out, with an error in the log.
+/// libxl renumbers the functions when one is removed, but not while it waits for this end to answer.
 pub async fn list(store: &Client, path: &str) -> Result<Vec<Listed>, Error> {
     let mut nodes = NodeMap::new();
     read_nodes(&mut nodes, store, path, &["num_devs"]).await?;

@@ -18,19 +18,20 @@ pub enum OperationError {
     NotImplemented,
     /// The operation failed in dom0, whose log has the reason (`XEN_PCI_ERR_op_failed`).
     Failed,
-    /// dom0's kernel answered with an error number.
+    /// dom0's kernel answered with an error number, 6 to 4095.
     Errno(Errno),
-    /// The answer has no meaning.
+    /// The answer is neither a code of the protocol nor an error number.
     Meaningless(i32),
-    /// pciback did not answer in time.
+    /// pciback did not answer within the time in [`Options::patience`](crate::Options::patience).
     TimedOut,
     /// pciback is gone.
     Disconnected,
 }
 
 impl OperationError {
-    /// Reads the field `err` of an answer. pciback answers with codes of the protocol, and beyond them with error
-    /// numbers of dom0's kernel. Those up to EIO have the values of codes, and are read as such.
+    /// Reads the field `err` of an answer. pciback answers with the codes of the protocol (`XEN_PCI_ERR_*`,
+    /// `io/pciif.h`), -1 to -5, or with a negated error number of dom0's kernel. An error number up to 5 (EIO)
+    /// cannot be told from a code, and is read as one.
     pub fn check(err: i32) -> Result<(), OperationError> {
         Err(match err {
             pciif::SUCCESS => return Ok(()),
@@ -70,19 +71,19 @@ pub enum PciError {
     Operation(OperationError),
     /// A BAR is not what the driver expects.
     Bar(BadBar),
-    /// Registers that the driver wants are on pages that Xen lets nobody write, those of the MSI-X table.
+    /// Registers that the driver wants share a page with the MSI-X table, which Xen lets no domain write.
     Protected {
         /// The BAR.
         bar: u8,
     },
-    /// Xen does not map registers.
+    /// Xen refuses to map registers.
     NotMapped {
         /// The BAR.
         bar: u8,
         /// Xen's reason.
         error: Errno,
     },
-    /// The function's interrupts were enabled before.
+    /// The driver has enabled the function's interrupts before.
     Enabled,
     /// The function has no interrupts that this domain can have: it can only be polled.
     NoInterrupts,

@@ -26,10 +26,10 @@ use core::time::Duration;
 use futures_util::future::OptionFuture;
 use futures_util::task::AtomicWaker;
 
-/// This end's directory: libxl makes one, for all functions.
+/// This end's directory. libxl makes one for all functions.
 const DIRECTORY: &str = "device/pci/0";
 
-/// The pause before what dom0 had no time for, or this domain no memory, is tried again.
+/// The pause before a step is tried again for which dom0 had no time, or this domain no memory.
 pub(crate) const TRIED_AGAIN: Duration = Duration::from_secs(10);
 
 /// A driver of functions.
@@ -37,18 +37,18 @@ pub trait Driver<H: PciHost> {
     /// Returns its name, for the log.
     fn name(&self) -> &'static str;
 
-    /// Takes a function, and starts what is to be done with it; or gives it back, if it is not one that this driver
-    /// drives. Called on the first vCPU.
+    /// Takes a function and starts to drive it, or gives it back if this driver is not for it. Called on the first
+    /// vCPU, and must not wait.
     fn take(&self, function: Function<H>) -> Result<(), Function<H>>;
 }
 
 /// How the frontend behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// The longest time that pciback may take for an operation. Under load, dom0 takes seconds.
+    /// The longest time that pciback may take for an operation; by default 60 seconds. Under load, dom0 takes seconds.
     pub patience: Duration,
-    /// Called with the port of the channel to pciback before pciback is told of it, and with none when the channel ends: if
-    /// the domain starts again in place after a crash, the port has to stay open.
+    /// Called with the port of the channel to pciback before pciback is told of it, and with `None` when the channel
+    /// ends. If the domain starts again in place after a crash, that port has to stay open. By default, does nothing.
     pub keep_port: fn(Option<Port>),
 }
 
@@ -75,7 +75,7 @@ pub struct Frontend<H: PciHost> {
 struct Known<H: PciHost> {
     shared: Rc<Shared<H>>,
     holders: Holders,
-    /// It was asked to go.
+    /// Its driver was asked to let go of it.
     leaves: bool,
 }
 
@@ -94,13 +94,13 @@ struct Life<'f, H: PciHost> {
     phase: Phase,
     channel: Option<Rc<Channel<H>>>,
     functions: Vec<Known<H>>,
-    /// The functions that were asked to go and are in use, as of the last decision.
+    /// The number of functions whose drivers were asked to let go of them and have not, as of the last decision.
     kept: usize,
-    /// A backend was met.
+    /// A backend has been followed before.
     met: bool,
-    /// A boot before this one may have left functions at work, also those that can only be met later.
+    /// A boot before this one may have left functions running, including those that cannot be reached until later.
     left: bool,
-    /// The time at which what has failed for the moment is tried again.
+    /// The time at which a step that failed is tried again.
     again: Option<Instant>,
     /// Woken when a function has no holder any more.
     released: Arc<AtomicWaker>,
@@ -110,7 +110,7 @@ struct Life<'f, H: PciHost> {
 
 impl<H: PciHost> Frontend<H> {
     /// Returns the frontend of a domain, which [`follow`](Self::follow) runs. `handle` is of the vCPU that this is
-    /// called on. The page for pciback is one of `memory`, granted by `grants`.
+    /// called on. The page that is shared with pciback comes from `memory`, and is granted by `grants`.
     pub fn new(
         handle: Handle<H>,
         store: Client,
@@ -128,13 +128,13 @@ impl<H: PciHost> Frontend<H> {
         }
     }
 
-    /// Adds a driver. The first that takes a function has it.
+    /// Adds a driver. Functions are offered to the drivers in the order in which they were added.
     pub fn add_driver(&mut self, driver: Rc<dyn Driver<H>>) {
         self.drivers.push(driver);
     }
 
-    /// Finds the functions that the domain has been given and is given later, for the drivers. Returns only if
-    /// xenstore cannot be used any more; functions stay in use even then.
+    /// Offers the drivers each function that the domain has been given or is given later. Returns only if xenstore
+    /// cannot be used any more; functions stay in use even then.
     pub async fn follow(&self) -> Result<Infallible, Error> {
         let watching = async || self.store.watch(DIRECTORY).await;
         let watch = persist(&self.handle, DIRECTORY, watching).await?;
@@ -157,7 +157,7 @@ impl<H: PciHost> Frontend<H> {
                 Ok(()) => {}
                 Err(error) if error.is_disconnected() => return Err(error),
                 Err(error) => {
-                    life.tell(format!("{error}; to be tried again"));
+                    life.tell(format!("PCI frontend: {error}; to be tried again"));
                     self.handle.sleep(bulkhead_xenbus::retry::PAUSE).await;
                 }
             }
@@ -227,7 +227,7 @@ impl<H: PciHost> Life<'_, H> {
         }
         self.disconnect();
         let watch = self.frontend.store.watch(&path).await?;
-        // Only the first one that is met can be the one of before.
+        // Only the first backend that is followed can be connected to the boot before.
         self.phase = match self.frontend.grants.was_left() && !self.met {
             true => Phase::Left,
             false => Phase::Fresh,
@@ -237,7 +237,7 @@ impl<H: PciHost> Life<'_, H> {
         Ok(())
     }
 
-    /// Waits until something may have changed, or what has failed is to be tried again.
+    /// Waits until something may have changed, or a step that failed is to be tried again.
     async fn wait(&mut self) -> Result<(), Error> {
         let handle = &self.frontend.handle;
         let again = self.again.map(|again| handle.sleep_until(again));
@@ -270,7 +270,7 @@ impl<H: PciHost> Life<'_, H> {
         Ok(())
     }
 
-    /// Has what has failed for the moment tried again, after a pause.
+    /// Has a step that failed tried again after a pause.
     fn try_again(&mut self) {
         self.again = Some(self.frontend.handle.now() + TRIED_AGAIN);
     }
@@ -301,7 +301,7 @@ impl<H: PciHost> Life<'_, H> {
                 self.left = true;
                 self.phase = phase_left(seen).unwrap_or(Phase::Published);
             }
-            // It has not connected yet, and learns of another page.
+            // pciback has not connected yet, so another page may be published.
             Err(_) if seen.backend == XenbusState::Initialised => self.phase = Phase::Fresh,
             Err(problem) => {
                 log::error!(
@@ -338,7 +338,9 @@ impl<H: PciHost> Life<'_, H> {
         let channel = match made {
             Ok(channel) => channel,
             Err(problem) => {
-                self.tell(format!("cannot be connected to dom0: {problem}"));
+                self.tell(format!(
+                    "the PCI frontend cannot connect to dom0's pciback: {problem}"
+                ));
                 self.try_again();
                 return self.wait().await;
             }
@@ -349,7 +351,8 @@ impl<H: PciHost> Life<'_, H> {
         self.write(&nodes, XenbusState::Initialised).await
     }
 
-    /// Stops using pciback. Drivers keep what is left of their functions until they drop it.
+    /// Stops using pciback, and tells the drivers that their functions are gone. What they have mapped and bound stays
+    /// until they drop it.
     fn disconnect(&mut self) {
         for known in self.functions.drain(..) {
             known.shared.depart(Departure::Gone);
@@ -371,7 +374,7 @@ impl<H: PciHost> Life<'_, H> {
             tx.write(format!("{DIRECTORY}/state"), state.to_string())
                 .await
         };
-        // The phase has changed already: what is to be written is written, however long xenstored refuses it.
+        // The phase has changed already, so this is tried until xenstored accepts it.
         persist(&self.frontend.handle, DIRECTORY, async || {
             self.frontend.store.transaction(&write).await
         })
@@ -387,7 +390,7 @@ impl<H: PciHost> Life<'_, H> {
     }
 }
 
-/// Returns the number of functions that were asked to go, and are in use.
+/// Returns the number of functions whose drivers were asked to let go of them and have not.
 fn kept<H: PciHost>(functions: &[Known<H>]) -> usize {
     let is_kept = |known: &&Known<H>| known.leaves && known.holders.any();
     functions.iter().filter(is_kept).count()

@@ -1,4 +1,4 @@
-//! A function of a device, as its driver has it.
+//! A PCI function, as its driver uses it.
 
 use crate::PciHost;
 use crate::address::FunctionName;
@@ -25,7 +25,8 @@ use core::pin::pin;
 use core::task::{Poll, Waker};
 use futures_util::future::{Either, select};
 
-/// The register with the interrupt line, below the one with its pin.
+/// The register with the interrupt line in its lower byte and the interrupt pin in the upper one (PCI Local Bus
+/// Specification 3.0, section 6.2.4).
 const INTERRUPT_LINE: u16 = 0x3c;
 /// The last register of four bytes.
 const LAST_REGISTER: u16 = 0xfc;
@@ -33,13 +34,14 @@ const LAST_REGISTER: u16 = 0xfc;
 /// The reason why a function is to be let go of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Departure {
-    /// The tool stack takes it away, and waits until everything of it was dropped.
+    /// The toolstack detaches it. pciback waits until the driver has dropped the function and everything that came of
+    /// it.
     Detached,
-    /// pciback is gone, and the function with it as far as this domain is concerned.
+    /// pciback is gone, so the function can be neither configured nor given back any more.
     Gone,
 }
 
-/// The part of a function that the frontend has too.
+/// The state of a function that its driver and the frontend share.
 pub struct Shared<H: PciHost> {
     pub name: FunctionName,
     pub identity: Identity,
@@ -79,13 +81,15 @@ impl<H: PciHost> Shared<H> {
         waiting.for_each(Waker::wake);
     }
 
-    /// Leaves the function as its next owner expects it, as far as pciback still does that.
+    /// Stops the function's bus mastering and its interrupts, before it is given back. Fails if pciback does not do it
+    /// any more.
     pub async fn turn_off(&self) -> Result<(), OperationError> {
         self.config.command(0, COMMAND_MASTER).await?;
         self.disable_interrupts().await
     }
 
-    /// Has a function access no memory, and raise no interrupt, that a boot before this one has left at work.
+    /// Stops the bus mastering and the interrupts of a function that a boot before this one has left running. It is not
+    /// known which interrupts that boot had enabled.
     pub async fn quieten(&self) -> Result<(), OperationError> {
         self.config.command(0, COMMAND_MASTER).await?;
         // One of the two is enabled, at most.
@@ -95,7 +99,7 @@ impl<H: PciHost> Shared<H> {
         Ok(())
     }
 
-    /// dom0 counts messages that were enabled as such: what was enabled as MSI-X is not disabled as MSI.
+    /// Disables interrupts with the operation that belongs to the one that enabled them: dom0 tells MSI from MSI-X.
     async fn disable_interrupts(&self) -> Result<(), OperationError> {
         let command = match self.enabled.take() {
             Some(Delivery::Msix) => DISABLE_MSIX,
@@ -125,8 +129,8 @@ impl<H: PciHost> Shared<H> {
     }
 }
 
-/// A function of a device that this domain was given. It is its owner's until this value and everything that came of
-/// it (registers, interrupts) were dropped.
+/// A PCI function that this domain was given. It stays this domain's until this value and everything that came of it
+/// (registers, interrupts) were dropped.
 pub struct Function<H: PciHost> {
     shared: Rc<Shared<H>>,
     holder: Arc<Holder>,
@@ -149,12 +153,12 @@ impl<H: PciHost> Function<H> {
         Function { shared, holder }
     }
 
-    /// Returns its name, as the user knows it.
+    /// Returns its name by dom0's buses, as `xl` and `lspci` in dom0 show it.
     pub fn name(&self) -> FunctionName {
         self.shared.name
     }
 
-    /// Returns what it is.
+    /// Returns its vendor, device and class.
     pub fn identity(&self) -> Identity {
         self.shared.identity
     }
@@ -169,7 +173,8 @@ impl<H: PciHost> Function<H> {
         Ok(self.shared.capabilities().await?)
     }
 
-    /// Returns where a memory BAR is, and how large. A BAR of 64 bits is named by the first of its two numbers.
+    /// Returns the address and size of a memory BAR, 0 to 5. A BAR of 64 bits is named by the first of its two numbers.
+    /// Refuses a BAR of I/O ports, and one that is not there or not placed.
     pub async fn bar(&self, bar: u8) -> Result<Bar, PciError> {
         self.shared.bar(bar).await
     }
@@ -180,10 +185,11 @@ impl<H: PciHost> Function<H> {
         Ok(self.shared.config.command(COMMAND_MEMORY, 0).await?)
     }
 
-    /// Maps the registers at some offsets of a memory BAR; offset 0 of the result is the first of them.
+    /// Maps the registers at `offsets`, in bytes, of a memory BAR; offset 0 of the result is the first of them.
+    /// Dropping the result unmaps them.
     ///
-    /// A driver maps no more than it uses: pages with a part of the MSI-X table, which devices may have beside their
-    /// registers in one BAR, are refused.
+    /// A driver maps no more than it uses: pages with a part of the MSI-X table, which may be in the same BAR as the
+    /// registers, are refused with [`PciError::Protected`].
     pub async fn open_registers(
         &self,
         bar: u8,
@@ -208,8 +214,9 @@ impl<H: PciHost> Function<H> {
         }
     }
 
-    /// Returns the offsets of a memory BAR before the pages of the MSI-X table and its pending bits: all of it, if
-    /// these are not there. Where a function has both in one BAR, that is where its registers are.
+    /// Returns the offsets, in bytes, of the part of a memory BAR that precedes the pages of the MSI-X table and its
+    /// pending bits, or of all of it if neither is in that BAR. Functions that have them in the BAR of their registers
+    /// have the registers first.
     pub async fn register_offsets(&self, bar: u8) -> Result<Range<u64>, PciError> {
         let size = self.shared.bar(bar).await?.size;
         let mut end = size;
@@ -224,10 +231,11 @@ impl<H: PciHost> Function<H> {
         Ok(0..end)
     }
 
-    /// Lets the function access memory, as far as the IOMMU lets it, or forbids it. Interrupts that are messages are
-    /// such accesses.
+    /// Lets the function access memory (as far as the IOMMU allows), or forbids it. MSI and MSI-X interrupts are such
+    /// accesses.
     ///
-    /// Its last user may have left it at work, and not every function is reset in between: the driver stops it first.
+    /// The function's last user may have left it running, and not every function is reset in between: a driver stops
+    /// the function before it switches this on.
     pub async fn set_bus_mastering(&self, on: bool) -> Result<(), PciError> {
         let (set, clear) = match on {
             true => (COMMAND_MASTER, 0),
@@ -246,8 +254,12 @@ impl<H: PciHost> Function<H> {
         Ok(MsixTable::new(capability, table, pending))
     }
 
-    /// Enables the function, and up to `wanted` interrupts, once: by MSI-X if it has that, else by MSI, else by its
-    /// line. If it has none of them, it can only be polled. Bus mastering stays as it is.
+    /// Enables the function, and up to `wanted` interrupts (at least one): by MSI-X if it can be used, else by MSI,
+    /// else by its line. Bus mastering stays as it is.
+    ///
+    /// # Errors
+    /// [`PciError::NoInterrupts`] if the function has none of them: it can only be polled. [`PciError::Enabled`] if
+    /// interrupts were enabled before. [`PciError::Operation`] if pciback does not answer.
     pub async fn enable_interrupts(&self, wanted: usize) -> Result<Vectors, PciError> {
         if self.shared.enabled.get().is_some() {
             return Err(PciError::Enabled);
@@ -265,7 +277,7 @@ impl<H: PciHost> Function<H> {
             let config = &self.shared.config;
             let mut enabled = config.interrupts(ENABLE_MSI).await;
             if enabled == Err(OperationError::Failed) {
-                // An operation that was given up may have been done after all.
+                // An earlier attempt that timed out here may have been carried out after all.
                 config.interrupts(DISABLE_MSI).await?;
                 enabled = config.interrupts(ENABLE_MSI).await;
             }
@@ -295,8 +307,8 @@ impl<H: PciHost> Function<H> {
         Vectors::new(delivery, pirqs, &self.holder)
     }
 
-    /// Enables MSI-X, all entries at once: dom0 lets it be enabled once, and does not disable a part of it. `None` if
-    /// it cannot be used; only a pciback that does not answer is an error.
+    /// Enables MSI-X, all entries at once: dom0 lets it be enabled once, and cannot disable single entries. Returns
+    /// `None` if MSI-X cannot be used, with the reason in the log.
     async fn msix(
         &self,
         capability: Capability,
@@ -325,7 +337,7 @@ impl<H: PciHost> Function<H> {
         let config = &self.shared.config;
         let mut enabled = config.enable_msix(ENABLE_MSIX, count).await;
         if enabled == Err(OperationError::Errno(Errno::ALREADY)) {
-            // An operation that was given up has been done after all.
+            // An earlier attempt that timed out here was carried out after all.
             config.interrupts(DISABLE_MSIX).await?;
             enabled = config.enable_msix(ENABLE_MSIX, count).await;
         }
@@ -346,8 +358,9 @@ impl<H: PciHost> Function<H> {
         }
     }
 
-    /// Returns whether Xen has the table's pages read-only, as it has from the time on when dom0 prepared MSI-X.
-    /// Enabling it first for a domain that could write there, Xen ends that domain (`msix_capability_init`).
+    /// Returns whether Xen protects the table's pages from writing, as it does once dom0 has prepared MSI-X
+    /// (`PHYSDEVOP_prepare_msix`). If MSI-X were enabled without that for a domain that may write to the table, Xen
+    /// would crash the domain (`msix_capability_init` in Xen's `arch/x86/msi.c`).
     async fn is_prepared(&self, table: &MsixTable) -> Result<bool, PciError> {
         let bar = table.bar;
         let size = self.shared.bar(bar).await?.size;
@@ -371,8 +384,8 @@ impl<H: PciHost> Function<H> {
         self.shared.departure.get()
     }
 
-    /// Waits until it is to be let go of, or until what has failed with that error is to be tried again, which it is if dom0
-    /// had no time for it. Returns whether it is to be let go of.
+    /// Waits until the function is to be let go of. If `error` says that pciback did not answer in time, waits no
+    /// longer than the pause after which the driver is to try again. Returns true if the function is to be let go of.
     pub async fn departs_before_retry(&self, error: &PciError) -> bool {
         let departure = pin!(self.departure());
         if *error != PciError::Operation(OperationError::TimedOut) {
@@ -383,7 +396,7 @@ impl<H: PciHost> Function<H> {
         matches!(select(departure, over).await, Either::Left(_))
     }
 
-    /// Waits until it is to be let go of.
+    /// Waits until it is to be let go of, and returns the reason.
     pub async fn departure(&self) -> Departure {
         let waiting = &self.shared.waiting;
         let number = waiting.borrow_mut().number();
@@ -400,7 +413,7 @@ impl<H: PciHost> Function<H> {
     }
 }
 
-/// Returns whether these can be bound: each is there, and another one.
+/// Returns whether each of these interrupts can be bound: there is at least one, none is 0, and all differ.
 fn is_usable(pirqs: &[Pirq]) -> bool {
     let twice = |index: usize| pirqs[..index].contains(&pirqs[index]);
     !pirqs.is_empty() && (0..pirqs.len()).all(|index| pirqs[index] != Pirq(0) && !twice(index))

@@ -1,5 +1,5 @@
-//! Who still has a part of a function: its driver, and every register window and interrupt of the driver's, on any
-//! vCPU.
+//! The parts of a function that are still held: by its driver, and by each of the driver's register windows and
+//! interrupts, on any vCPU.
 
 use alloc::sync::{Arc, Weak};
 use futures_util::task::AtomicWaker;
@@ -24,7 +24,7 @@ impl Holders {
         (holder, holders)
     }
 
-    /// Returns whether there is any.
+    /// Returns whether anything still holds a part of the function.
     pub fn any(&self) -> bool {
         self.0.strong_count() > 0
     }

@@ -1,12 +1,12 @@
-//! The registers that tell what a function is.
+//! The registers that identify a function (PCI Local Bus Specification 3.0, section 6.2.1).
 
 use core::fmt;
 
-/// A class code: base class, subclass and programming interface.
+/// A class code: base class, subclass and programming interface, in bits 23 to 16, 15 to 8 and 7 to 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Class(pub u32);
 
-/// What a function is.
+/// The vendor, device and class of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// Its vendor.
@@ -18,7 +18,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Reads the registers at 0 and at 8. `None` if there is no function.
+    /// Reads the registers at offsets 0 and 8. `None` if no function answers, which reads as vendor 0xffff.
     pub fn new(id: u32, class: u32) -> Option<Identity> {
         let (vendor, device) = (id as u16, (id >> 16) as u16);
         (vendor != 0xffff).then_some(Identity {

@@ -1,4 +1,4 @@
-//! A function's interrupts: which there are, and each as an event channel of the vCPU that is to have it.
+//! A function's interrupts, each of which is bound to an event channel on the vCPU that handles it.
 
 use crate::PciHost;
 use crate::holders::Holder;
@@ -12,9 +12,9 @@ use core::task::{Context, Poll};
 /// The way in which a function interrupts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// MSI-X: one for each entry of its table.
+    /// MSI-X: one interrupt for each entry of its table that was enabled.
     Msix,
-    /// MSI: one.
+    /// MSI: one interrupt.
     Msi,
     /// INTx: a line, which other functions may share.
     Line,
@@ -58,9 +58,9 @@ impl Vectors {
         self.all.len()
     }
 
-    /// Returns one of them, by the number of its entry in the function's table. It may be sent to the vCPU that is to
-    /// have it, and is bound there. A number beyond the last one is another name of one of them: with
-    /// fewer interrupts than vCPUs, several have the same, and one of them binds it.
+    /// Returns one of them, by the number of its entry in the function's table. It may be sent to another vCPU, and is
+    /// bound on the vCPU that handles it. A number beyond the last one wraps around: where there are fewer interrupts
+    /// than vCPUs, several vCPUs get the same one, and only one of them may bind it.
     pub fn get(&self, number: usize) -> &Vector {
         &self.all[number % self.all.len()]
     }
@@ -75,7 +75,7 @@ pub struct Vector {
 }
 
 impl Vector {
-    /// Returns the number that this domain has for it.
+    /// Returns the number of the physical interrupt (pirq) by which Xen knows it in this domain.
     pub fn pirq(&self) -> Pirq {
         self.pirq
     }
@@ -125,23 +125,26 @@ impl<H: PciHost> Interrupt<H> {
         self.channel.poll_notified(context)
     }
 
-    /// Lets Xen raise it again, where that has to be said: the driver has seen to it that the function does not
-    /// assert it any more. Costs nothing for MSI-X.
+    /// Tells Xen that it was handled (`PHYSDEVOP_eoi`), if Xen asks for that: Xen raises it again only then. The driver
+    /// has first made the function deassert it. No hypercall for MSI-X.
     #[inline]
     pub fn handled(&self) {
         if self.needs_end
             && let Err(error) = self.hypervisor.eoi(self.pirq)
         {
-            log::error!("interrupt {} cannot be ended: {error}", self.pirq);
+            log::error!(
+                "Xen does not take the end of interrupt {}: {error}",
+                self.pirq
+            );
         }
     }
 
-    /// Holds it back until [`unmask`](Self::unmask): meanwhile it wakes no task.
+    /// Masks its event channel until [`unmask`](Self::unmask): meanwhile it wakes no task.
     pub fn mask(&self) {
         self.channel.mask();
     }
 
-    /// Lets it through again. If it was raised meanwhile, it wakes the waiting task now.
+    /// Unmasks it. If it was raised meanwhile, it wakes the waiting task now.
     pub fn unmask(&self) {
         self.channel.unmask();
     }

@@ -1,5 +1,5 @@
-//! The PCI frontend: devices that the driver domain was given (`pci=` in its configuration, `xl pci-attach`), and
-//! what a driver needs of them.
+//! The PCI frontend: gives drivers the PCI functions that the driver domain was given (`pci=` in its configuration, `xl
+//! pci-attach`): their configuration space, registers and interrupts.
 //!
 //! ```text
 //!   device/pci/0 ──► Frontend, a task of the first vCPU: decides, connects, adds and removes
@@ -9,16 +9,16 @@
 //!                       │      ├─ ConfigSpace      registers 0 to 255, by the channel
 //!                       │      ├─ open_registers   part of a memory BAR, mapped uncached
 //!                       │      └─ enable_interrupts ──► Vectors: each is bound on the vCPU that is to have it
-//!                       └─◄ every part of it was dropped: pciback may have it back
+//!                       └─◄ every part of it was dropped: pciback gets it back
 //! ```
 //!
-//! A function is its driver's until the driver has dropped it with its registers and interrupts. When the tool stack
-//! takes it away ([`Function::departure`]), that is what is waited for: a driver that keeps a function which is
-//! in use refuses by doing so. (libxl resets a PV domain's function and takes it out of the domain's IOMMU tables
-//! before it asks: the function is of no use then. xl 4.17 reports success all the same.)
+//! A function is its driver's until the driver has dropped it with its registers and interrupts. When the toolstack
+//! detaches it ([`Function::departure`]), the frontend reports it as released only then: a driver whose function is in
+//! use refuses by keeping it. (libxl resets a PV domain's function and takes it out of the domain's IOMMU tables before
+//! it asks, so that the function is of no use by then. xl 4.17 reports success whether or not it was released.)
 //!
-//! dom0's pciback is trusted: it owns the machine. Its nodes and answers are checked all the same, and bounded in
-//! time and number, so that a mistake of its ends in a line of the log.
+//! dom0's pciback is trusted, because dom0 owns the machine. Its nodes and answers are nevertheless checked, and
+//! bounded in time and number, so that a fault of pciback's ends in a line of the log.
 //!
 //! ```
 //! # use bulkhead_pci::{Driver, Function, PciHost};
@@ -74,7 +74,7 @@ pub use state_machine::{Observed, Phase, Step, decide, phase_left};
 
 use bulkhead_xen::{Hypervisor, Interrupts, Mmio};
 
-/// A hypervisor that gives its domain devices.
+/// A hypervisor that gives its domain PCI devices: maps their registers, and delivers their interrupts.
 pub trait PciHost: Hypervisor + Mmio + Interrupts {}
 
 impl<H: Hypervisor + Mmio + Interrupts> PciHost for H {}

@@ -1,9 +1,9 @@
 //! The xenbus state machine of the frontend: a function from the states of both ends to the next step, without any
 //! I/O, so that every combination can be tested.
 //!
-//! The rules are those that Linux's pciback and pcifront, and libxl, follow:
-//! - pciback shows the functions, with state 3, before the frontend does anything; it connects to the page that
-//!   is published with state 3, and goes to 4;
+//! The rules are those that Linux's pciback and pcifront, and libxl, follow (states as in `io/xenbus.h`):
+//! - pciback shows the functions, with state 3, before the frontend does anything; it connects to the page that the
+//!   frontend publishes with state 3, and goes to 4;
 //! - when libxl adds or removes a function, it writes 7 into pciback's directory. The frontend answers with 7 once it
 //!   has let go of what is removed; pciback acts, and goes to 8; the frontend looks at the functions anew and
 //!   goes to 4, and so does pciback;
@@ -11,7 +11,7 @@
 
 use bulkhead_xenbus::XenbusState;
 
-/// The part of its life that the frontend has reached.
+/// The stage that the frontend has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// A boot before this one of the same domain may have been connected.
@@ -22,13 +22,13 @@ pub enum Phase {
     Published,
     /// Functions are used.
     Connected,
-    /// What is to be removed was let go of; pciback's turn.
+    /// The functions that are to be removed were let go of; pciback's turn.
     Reconfiguring,
     /// Everything was taken back.
     Closed,
 }
 
-/// What decides, as it is at one moment.
+/// The states that [`decide`] decides by, as they are at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observed {
     /// The frontend's directory is there.
@@ -37,17 +37,17 @@ pub struct Observed {
     pub own: XenbusState,
     /// pciback's `state` node; unknown if it is gone.
     pub backend: XenbusState,
-    /// A function that is to be removed was asked to go, and is used still.
+    /// The driver of a function that is to be removed was asked to let go of it, and has not.
     pub in_use: bool,
 }
 
 /// The next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Nothing until something changes.
+    /// Do nothing until something changes.
     Wait,
-    /// Go on with the channel of before, in the phase that [`phase_left`] returns; if it cannot be used, publish another one
-    /// or close, as the backend's state demands.
+    /// Go on with the channel of the boot before, in the phase that [`phase_left`] returns; if the channel cannot be
+    /// used, publish another one or close, as the backend's state demands.
     Resume,
     /// Publish a page, and report `Initialised`.
     Publish,
@@ -56,7 +56,7 @@ pub enum Step {
     /// Ask drivers to let go of the functions that are to be removed. If none is in use then, report
     /// `Reconfiguring`.
     Reconfigure,
-    /// Nothing, as long as a function that is to be removed is in use.
+    /// Do nothing for as long as a function that is to be removed is in use.
     Keep,
     /// Take back everything, and report `Closed`.
     Close,
@@ -85,7 +85,7 @@ pub fn decide(phase: Phase, seen: Observed) -> Step {
         (Phase::Connected, Reconfiguring) => Step::Reconfigure,
         (Phase::Connected, Connected | Reconfigured) => Step::Wait,
 
-        // Connected: pciback has been faster than this end.
+        // `Connected` if pciback went on before this end saw `Reconfigured`.
         (Phase::Reconfiguring, Reconfigured | Connected) => Step::Connect,
         (Phase::Reconfiguring, Reconfiguring) => Step::Wait,
 
@@ -93,8 +93,8 @@ pub fn decide(phase: Phase, seen: Observed) -> Step {
     }
 }
 
-/// Returns the phase that a boot before this one has reached, if both ends say that it had published a page. Functions are to
-/// be looked at in any case.
+/// Returns the phase that a boot before this one had reached, if both ends' states say that it had published a page. In
+/// each of these phases, the functions are listed anew before one is used.
 pub fn phase_left(seen: Observed) -> Option<Phase> {
     use XenbusState::*;
     let published = matches!(

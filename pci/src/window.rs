@@ -1,14 +1,15 @@
-//! A part of a BAR, as its driver has it.
+//! The registers of a BAR that a driver has mapped.
 
 use crate::holders::Holder;
 use alloc::sync::Arc;
 use bulkhead_xen::{Registers, is_register};
 
-/// Registers inside of the pages that were mapped for them.
+/// Registers within the pages that were mapped for them. An access that is not within the registers, or not aligned, is
+/// not done; it reads as all ones.
 pub struct Window<R> {
-    /// Dropped before the holder: the function is let go of when it is unmapped.
+    /// Dropped before the holder, so that the function is unmapped before it counts as released.
     pages: R,
-    /// The position of the first register.
+    /// The offset of the first register in the pages, in bytes.
     start: usize,
     len: usize,
     _holder: Arc<Holder>,

@@ -1,4 +1,4 @@
-//! The functions: what each new one is, which driver takes it, and which are to go.
+//! New functions, which are identified and offered to the drivers, and functions that are to be removed.
 
 use super::{Known, Life};
 use crate::PciHost;
@@ -16,7 +16,7 @@ use bulkhead_xenbus::XenbusState;
 use bulkhead_xenstore_client::Error;
 
 impl<H: PciHost> Life<'_, H> {
-    /// Looks for functions that are new or gone, and tells pciback that this is done.
+    /// Forgets the functions that are gone, offers the new ones to the drivers, and reports `Connected`.
     pub(super) async fn connect(&mut self) -> Result<(), Error> {
         let listed = self.list().await?;
         let there = |known: &Known<H>| {
@@ -30,7 +30,7 @@ impl<H: PciHost> Life<'_, H> {
         self.write(&[], XenbusState::Connected).await
     }
 
-    /// Finds out what the functions are that are not known yet.
+    /// Identifies the functions that are not known yet, and offers them to the drivers.
     pub(super) async fn meet_functions(&mut self) -> Result<(), Error> {
         let listed = self.list().await?;
         self.again = None;
@@ -48,7 +48,8 @@ impl<H: PciHost> Life<'_, H> {
         Ok(())
     }
 
-    /// Asks for the functions that are to be removed; if none is in use any more, lets pciback have them.
+    /// Asks the drivers for the functions that are to be removed. If none of these is in use, turns them off and
+    /// reports `Reconfiguring`, so that pciback removes them.
     pub(super) async fn reconfigure(&mut self) -> Result<(), Error> {
         let listed = self.list().await?;
         let mut gone = Vec::new();
@@ -85,7 +86,7 @@ impl<H: PciHost> Life<'_, H> {
         }
     }
 
-    /// Finds out what a new function is, and offers it to the drivers.
+    /// Identifies a new function, and offers it to the drivers.
     async fn meet_function(&mut self, name: FunctionName, slot: Slot) {
         let Some(channel) = &self.channel else {
             return;
@@ -101,7 +102,7 @@ impl<H: PciHost> Life<'_, H> {
         if self.left
             && let Err(error) = shared.quieten().await
         {
-            log::warn!("function {name}: cannot be begun anew after the crash");
+            log::warn!("function {name}: cannot be stopped, as it must be after a restart");
             return self.has_not_answered(name, error);
         }
         let (holder, holders) = Holders::new(&self.released);
@@ -127,7 +128,7 @@ impl<H: PciHost> Life<'_, H> {
         });
     }
 
-    /// Has a function met again later for which dom0 had no time.
+    /// Logs why a function was not identified. If pciback did not answer in time, has it tried again later.
     fn has_not_answered(&mut self, name: FunctionName, error: OperationError) {
         match error {
             OperationError::TimedOut => {
@@ -139,7 +140,7 @@ impl<H: PciHost> Life<'_, H> {
     }
 }
 
-/// Reads what a function is; `None` if nothing answers.
+/// Reads a function's identity; `None` if nothing answers.
 async fn identify<H: PciHost>(config: &ConfigSpace<H>) -> Result<Option<Identity>, OperationError> {
     let id = config.read32(0).await?;
     let class = config.read32(8).await?;

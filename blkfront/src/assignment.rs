@@ -48,12 +48,13 @@ impl Location {
     }
 }
 
-/// Returns the ring that the queues of a vCPU use, of so many.
+/// Returns the ring that the queues of a vCPU use, out of `rings` rings.
 pub fn ring_of(vcpu: usize, rings: usize) -> usize {
     vcpu % rings.max(1)
 }
 
-/// Assigns all queues to that many rings, none of which is in use yet.
+/// Assigns all queues to the first `rings` rings, none of which is in use yet. If there is no memory for that, some
+/// queues keep the ring that they had.
 pub fn assign<H: Hypervisor>(links: &[Mutex<Link<H>>], rings: usize) -> Result<(), NotShared> {
     for (from, source) in links.iter().enumerate() {
         let mut source = source.lock();

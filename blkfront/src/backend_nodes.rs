@@ -6,7 +6,7 @@ use bulkhead_ring::MAX_PAGES;
 use bulkhead_xenbus::{NodeMap, excerpt};
 use core::fmt;
 
-/// The nodes that matter before rings are published.
+/// The nodes that are read before rings are published.
 pub const OFFER_NODES: [&str; 3] = [
     "max-ring-page-order",
     "max-ring-pages",
@@ -33,17 +33,18 @@ pub const DISK_NODES: [&str; 12] = [
 /// The bit of the `info` node that says that the disk is read-only (`VDISK_READONLY`).
 const VDISK_READONLY: u32 = 4;
 
-/// The rings that a backend takes.
+/// The limits of the rings that a backend takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offer {
-    /// log2 of the most pages of a ring.
+    /// The largest number of pages of a ring, as a power of two; no more than this frontend uses.
     pub ring_page_order: u32,
-    /// The most queues.
+    /// The largest number of queues, 1 to 64.
     pub queues: usize,
 }
 
 impl Offer {
-    /// Reads what a backend offers. A number that makes no sense is that of the smallest backend.
+    /// Reads what a backend offers. A node that is missing or not a number counts as 1 (page or queue), and a number
+    /// that is too large as the largest that this frontend uses.
     pub fn parse(nodes: &NodeMap) -> Offer {
         let number = |name| number(nodes, name).ok().flatten();
         let largest = MAX_PAGES.ilog2();
@@ -68,7 +69,7 @@ pub struct Properties {
     pub geometry: Geometry,
     /// The request that makes data durable.
     pub flush: FlushBy,
-    /// The most segments of an indirect request; 0 if there are none.
+    /// The most segments of an indirect request, at most 4096; 0 if the backend takes no indirect requests.
     pub indirect_segments: usize,
     /// The name of the storage behind the disk, if the backend publishes one.
     pub params: Option<String>,
@@ -111,7 +112,13 @@ impl fmt::Display for BadProperties {
 impl core::error::Error for BadProperties {}
 
 impl Properties {
-    /// Reads the properties that a connected backend publishes of its disk.
+    /// Reads the properties that a connected backend publishes of its disk. `sectors` counts units of 512 bytes whatever
+    /// the sector size: that is what implementations do, and what newer versions of `io/blkif.h` say. A part of a sector
+    /// at the end of the disk is left out.
+    ///
+    /// # Errors
+    /// If `sectors` is missing, 0 or too large, `sector-size` is neither 512 nor 4096, or a node is not a decimal
+    /// number.
     pub fn parse(nodes: &NodeMap) -> Result<Properties, BadProperties> {
         let bad = |node| BadProperties::Value {
             node,
@@ -125,7 +132,7 @@ impl Properties {
         };
         let physical_sector_size = match number(nodes, "physical-sector-size")? {
             Some(4096) => SectorSize::B4096,
-            // A size that no guest could be shown is not passed on.
+            // Others, such as 8192, cannot be passed on: the store has two sizes.
             _ => sector_size,
         };
         let sectors = number(nodes, "sectors")?.ok_or(BadProperties::Missing("sectors"))?;
@@ -161,7 +168,7 @@ impl Properties {
     }
 }
 
-/// Reads the limits of discards; none where they are not in whole sectors.
+/// Reads the limits of discards; `None` if they are not in whole sectors, so that no discard is offered.
 fn discard(nodes: &NodeMap, physical: SectorSize) -> Result<Option<DiscardLimits>, BadProperties> {
     const SECTOR: u64 = Sector::SIZE as u64;
     let default = physical.bytes() as u64;

@@ -10,13 +10,13 @@ use bulkhead_images::{Flushes, IoError, Op, Tag};
 use bulkhead_xen::{Hypervisor, PAGE_SIZE};
 use core::task::{Context, Poll, Waker};
 
-/// A request.
+/// A request of a queue, or room for one.
 #[derive(Clone, Copy)]
 pub struct Entry {
     tag: Tag,
     /// The operation.
     pub op: Op,
-    /// The first page of its data, and the bytes.
+    /// The first page of its data in the queue's memory, and the number of bytes.
     pub page: u16,
     pub len: u32,
     /// The number of its steps (pages of data, or one) that were sent to the backend.
@@ -29,7 +29,7 @@ pub struct Entry {
     waits: bool,
     /// Its place in the order of submission.
     order: u64,
-    /// The number of the flush, if it is one.
+    /// The number that [`Flushes`] gave it, if it is a flush.
     flush: u64,
 }
 
@@ -58,7 +58,7 @@ impl Entry {
     }
 }
 
-/// One queue's part of a link. All of its memory is taken when it is opened.
+/// One queue on a link. All of its memory is taken when it is opened.
 pub struct Client<H: Hypervisor> {
     memory: SharedMemory<H>,
     entries: Vec<Entry>,
@@ -69,10 +69,10 @@ pub struct Client<H: Hypervisor> {
     open: bool,
     submitted: u64,
     flushes: Arc<Flushes>,
-    /// The ring that it uses, and the vCPU whose ring it would be.
+    /// The ring that it uses, and the vCPU on which it is served, by which the ring is chosen.
     location: Arc<Location>,
     vcpu: usize,
-    /// The last flush that had begun when a write was acknowledged last.
+    /// The last flush that had begun when a write or discard of this queue was last acknowledged.
     written: Option<u64>,
 }
 
@@ -125,8 +125,8 @@ impl<H: Hypervisor> Client<H> {
         Ok(())
     }
 
-    /// Closes the queue. If there is a backend, requests that were sent to it stay until it has answered them.
-    /// [`poll_close`](Self::poll_close) tells when that is.
+    /// Closes the queue. If a backend is connected, requests that were sent to it stay until it has answered them:
+    /// [`poll_close`](Self::poll_close) becomes ready then.
     pub fn close(&mut self, connected: bool) {
         self.open = false;
         self.waker = None;
@@ -142,7 +142,8 @@ impl<H: Hypervisor> Client<H> {
         }
     }
 
-    /// Returns ready once no backend has a request of a queue that was closed. Otherwise the task is woken then.
+    /// Returns ready if no backend has a request of this queue, which was closed. Otherwise the task is woken when that
+    /// is so.
     pub fn poll_close(&mut self, context: &Context<'_>) -> Poll<()> {
         if self.is_idle() {
             return Poll::Ready(());
@@ -151,10 +152,10 @@ impl<H: Hypervisor> Client<H> {
         Poll::Pending
     }
 
-    /// Returns whether another queue may have its place and its memory: it was closed, nothing waits for its end any
-    /// more, and the backend has answered everything.
+    /// Returns whether another queue may have its place and its memory: it was closed and dropped, and the backend has
+    /// answered everything.
     pub fn is_unused(&mut self) -> bool {
-        // A queue has its location as long as it is there.
+        // A queue holds a reference to its location until it is dropped.
         !self.open && self.is_idle() && Arc::get_mut(&mut self.location).is_some()
     }
 
@@ -177,7 +178,7 @@ impl<H: Hypervisor> Client<H> {
         &mut self.memory
     }
 
-    /// Notes a request; `None` if the queue is full.
+    /// Notes a request and returns its entry; `None` if the queue is full.
     #[inline]
     pub fn begin(&mut self, tag: Tag, op: Op, page: u16, len: u32) -> Option<u16> {
         let entry = self.free.pop()?;
@@ -199,7 +200,7 @@ impl<H: Hypervisor> Client<H> {
         Some(entry)
     }
 
-    /// Returns the memory, and a request.
+    /// Returns the queue's memory, and the request of an entry.
     #[inline]
     pub fn parts(&mut self, entry: u16) -> (&SharedMemory<H>, &mut Entry) {
         (&self.memory, &mut self.entries[usize::from(entry)])
@@ -221,7 +222,7 @@ impl<H: Hypervisor> Client<H> {
         self.waiting.push_back(entry);
     }
 
-    /// The same, before the others.
+    /// Has a request wait for room on the ring, before all others.
     pub fn wait_first(&mut self, entry: u16) {
         self.entries[usize::from(entry)].waits = true;
         self.waiting.push_front(entry);
@@ -307,7 +308,7 @@ impl<H: Hypervisor> Client<H> {
         }
     }
 
-    /// Gives up the requests with that tag, or all, of which the backend has seen nothing.
+    /// Cancels the requests with that tag, or all requests, of which nothing was sent to a backend yet.
     pub fn cancel(&mut self, tag: Option<Tag>) {
         for _ in 0..self.waiting.len() {
             let Some(entry) = self.waiting.pop_front() else {
@@ -339,7 +340,8 @@ impl<H: Hypervisor> Client<H> {
                 false => self.end(number, Err(IoError::Cancelled)),
             }
         }
-        // Few, and seldom: a sort of the library's would be larger than all of this.
+        // An insertion sort: the requests are few, this is rare, and the sort of the standard library is larger code
+        // than all of this function.
         let order = |number: u16| self.entries[usize::from(number)].order;
         let waiting = self.waiting.make_contiguous();
         for end in 1..waiting.len() {
@@ -357,12 +359,12 @@ impl<H: Hypervisor> Client<H> {
         written.is_some_and(|written| !self.flushes.cover(written))
     }
 
-    /// Notes that what was acknowledged and is not durable may be lost.
+    /// Notes that writes that were acknowledged and are not durable may be lost.
     pub fn lose_unflushed(&mut self) {
         self.written = None;
     }
 
-    /// Fails all requests.
+    /// Fails all requests, including those that the backend has.
     pub fn fail(&mut self) {
         self.waiting.clear();
         for number in 0..self.entries.len() as u16 {

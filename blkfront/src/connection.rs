@@ -15,10 +15,10 @@ use bulkhead_ring::blkif::Abi;
 use bulkhead_xen::{DomId, Errno, GrantRef, Hypervisor, KeptPorts, Port};
 use core::fmt;
 
-/// The most pages of all rings of a disk together, if each has at least one.
+/// The largest number of pages that the rings of a disk have together.
 const RING_PAGES: usize = 64;
 
-/// The nodes that tell of rings by being there: without them, there is one ring of one page (`io/blkif.h`).
+/// The nodes without which there is one ring of one page (`io/blkif.h`).
 pub const RING_NODES: [&str; 2] = ["ring-page-order", "multi-queue-num-queues"];
 
 /// The reason why rings cannot be made.
@@ -47,7 +47,7 @@ impl From<NotShared> for NoRings {
     }
 }
 
-/// The form of requests until the disk's properties are known.
+/// The form of requests until the disk's properties are known; none is sent before.
 const NO_RULES: Rules = Rules {
     flush: FlushBy::Nothing,
     indirect_segments: 0,
@@ -100,8 +100,8 @@ impl<H: Hypervisor> Connection<H> {
         }
     }
 
-    /// Takes up rings that a boot before this one has made, each with the event channel that it has left open. Those that
-    /// cannot be taken up are missing.
+    /// Takes over rings that a boot before this one has made, each with the event channel that the crash left open.
+    /// Rings that cannot be taken over are left out, so that [`is_drained`](Self::is_drained) returns false.
     pub async fn left(
         disk: &Arc<Disk<H>>,
         vcpus: &[VcpuSpawner<H>],
@@ -122,15 +122,17 @@ impl<H: Hypervisor> Connection<H> {
         connection
     }
 
-    /// Has the backend look at the rings of before, as the crash may have come before a notification.
+    /// Notifies the backend on each ring of the boot before: the crash may have come before a notification.
     pub fn notify_of_left(&self, hypervisor: &H) {
         for (_, port) in &self.left {
-            // If its domain is gone, nothing is answered.
+            // An error means that the backend's domain is gone: then it answers nothing, and the caller's time runs
+            // out.
             let _ = hypervisor.notify(*port);
         }
     }
 
-    /// Goes on with the rings of before on which everything was answered. Returns whether these are that many: all.
+    /// Takes those rings of the boot before into use on which the backend has answered everything. Returns whether
+    /// these are all `rings` rings.
     pub fn is_drained(&mut self, hypervisor: &H, rings: usize) -> bool {
         while let Some((memory, port)) = self.left.pop_front() {
             match Wire::left(memory, hypervisor.clone(), port, NO_RULES) {
@@ -187,7 +189,8 @@ impl<H: Hypervisor> Connection<H> {
         self.ring_pages
     }
 
-    /// Uses the rings, which the backend has connected to: sends the requests that wait.
+    /// Uses the rings, which the backend has connected to: grants it the queues' memory, and sends the requests that
+    /// wait.
     pub fn connect(
         &mut self,
         disk: &Disk<H>,
@@ -231,7 +234,7 @@ impl<H: Hypervisor> Connection<H> {
 
 impl<H: Hypervisor> Drop for Connection<H> {
     fn drop(&mut self) {
-        // A connection that was not finished has tasks too.
+        // A connection that was not completed has tasks, too.
         self.stop();
     }
 }
@@ -274,7 +277,7 @@ enum Channel {
 
 /// An event channel that a crash leaves open.
 struct Listening<H: Hypervisor> {
-    // Dropped before the port is closed.
+    // Dropped before the channel, which closes the port.
     _note: PortNote,
     channel: EventChannel<H>,
 }
@@ -288,8 +291,8 @@ impl Drop for PortNote {
     }
 }
 
-/// Takes an event channel, and starts the task that waits for the backend's notifications: both on the vCPU that serves
-/// the ring.
+/// Allocates an event channel, or takes over one that a crash left open, and starts the task that waits for the
+/// backend's notifications, both on the vCPU that serves the ring.
 async fn listen<H: Hypervisor>(
     disk: &Arc<Disk<H>>,
     number: usize,
@@ -315,7 +318,7 @@ async fn listen<H: Hypervisor>(
             channel: handle.event_channel(port),
         };
         let task = handle.spawn(async move {
-            // All of it: the note, too, lasts as long as the task.
+            // Moves all of it into the task, so that the note lasts as long as the task.
             let listening = listening;
             loop {
                 listening.channel.notified().await;
@@ -328,8 +331,8 @@ async fn listen<H: Hypervisor>(
 }
 
 /// Takes the responses on a ring whose backend has notified us, and asks it to notify of the next one (`io/ring.h`,
-/// `RING_FINAL_CHECK_FOR_RESPONSES`). That is not left to the queues that have completions: one that has nothing more
-/// pending, or is closed, does not look at the ring again, and others wait for responses on it.
+/// `RING_FINAL_CHECK_FOR_RESPONSES`). This cannot be left to the queues that have completions: a queue that has no more
+/// requests in flight, or is closed, does not look at the ring again, while others wait for responses on it.
 pub fn answered<H: Hypervisor>(disk: &Disk<H>, number: usize) {
     let mut link = disk.link(number).lock();
     let mut collect = || -> Result<(), Lie> {

@@ -5,8 +5,8 @@ use core::ops::AddAssign;
 /// The requests of a ring, or of a whole disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Requests sent to the backend. A request of a guest's is several if it has more pages than the backend takes
-    /// in one, and is counted again if it is sent again.
+    /// Requests sent to the backend. A guest's request counts as several if it has more pages than the backend takes in
+    /// one, and is counted again if it is sent again. This frontend's own flushes count, too.
     pub requests: u64,
     /// Requests that the backend answered with an error.
     pub errors: u64,

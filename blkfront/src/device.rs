@@ -23,23 +23,24 @@ use core::task::Waker;
 use futures_util::task::AtomicWaker;
 use spin::{Mutex, Once};
 
-/// The pages of all queues of a guest's disk together: twelve of the largest requests. With its rings, and what
-/// the engine needs, a disk takes at most 2 MiB.
+/// The pages of all queues of a guest's disk together, for up to twelve queues: enough for twelve of the largest
+/// requests. With its rings, and what the engine needs, a disk then takes at most 2 MiB. See [`queue_pages`] for more
+/// queues.
 const DISK_PAGES: usize = 400;
 
 const _: () = assert!(DISK_PAGES <= MOST_PAGES);
 
 /// A disk of our own.
 pub struct Disk<H: Hypervisor> {
-    /// Its name, as guests' targets have it.
+    /// Its name, as guests' targets have it, such as `xvda`.
     pub name: String,
     links: Vec<Mutex<Link<H>>>,
-    /// The number of links that have a ring, or had one when a backend was connected last; 0 before that.
+    /// The number of links that have a ring, or had one when a backend was last connected; 0 before that.
     rings: AtomicUsize,
     properties: Mutex<Option<Properties>>,
     sectors: AtomicU64,
     connected: AtomicBool,
-    /// The backend of now takes discards, and secure ones.
+    /// The backend that connected last takes discards, and secure ones.
     discards: [AtomicBool; 2],
     /// An earlier backend may still use the queues' memory.
     held: AtomicBool,
@@ -85,17 +86,20 @@ impl<H: Hypervisor> Disk<H> {
         &self.grants
     }
 
-    /// Returns the ring of a vCPU.
+    /// Returns the link of that number.
+    ///
+    /// # Panics
+    /// If the driver domain has no more vCPUs than that.
     pub fn link(&self, number: usize) -> &Mutex<Link<H>> {
         &self.links[number]
     }
 
-    /// Returns the rings of all vCPUs.
+    /// Returns the links, one for each vCPU. The first ones have a ring while a backend is connected.
     pub fn links(&self) -> &[Mutex<Link<H>>] {
         &self.links
     }
 
-    /// Has all queues use that many rings, none of which is in use yet.
+    /// Has all queues use the first `rings` links, none of which is in use yet.
     pub fn use_rings(&self, rings: usize) -> Result<(), NotShared> {
         // A queue that is opened meanwhile is moved, too, or finds the new number once it has the link.
         self.rings.store(rings, Ordering::Release);
@@ -122,7 +126,7 @@ impl<H: Hypervisor> Disk<H> {
         *self.served.lock()
     }
 
-    /// Returns the requests of all guests that use it, since it was attached.
+    /// Returns counts of the requests of all guests that use it, since it was attached.
     pub fn counts(&self) -> Counts {
         let mut all = Counts::default();
         let links = self.links.iter();
@@ -135,7 +139,7 @@ impl<H: Hypervisor> Disk<H> {
         self.properties.lock().clone()
     }
 
-    /// Returns its size.
+    /// Returns its size, in sectors of 512 bytes.
     #[inline]
     pub fn sectors(&self) -> Sector {
         Sector(self.sectors.load(Ordering::Relaxed))
@@ -200,7 +204,7 @@ impl<H: Hypervisor> Disk<H> {
         offered && links.any(|link| link.lock().clients().iter().any(Client::has_unflushed))
     }
 
-    /// Notes that what was acknowledged and is not durable may be lost. Returns whether there is any of it.
+    /// Notes that writes that were acknowledged and are not durable may be lost. Returns whether there are any.
     pub fn lose_unflushed(&self) -> bool {
         if !self.has_unflushed() {
             return false;
@@ -212,7 +216,7 @@ impl<H: Hypervisor> Disk<H> {
         true
     }
 
-    /// Gives it up because the backend broke the protocol. Its task does the rest.
+    /// Gives it up because the backend broke the protocol: its task fails all requests.
     #[cold]
     pub fn lied(&self, lie: Lie) {
         self.fail(lie.to_string());
@@ -234,7 +238,8 @@ impl<H: Hypervisor> Disk<H> {
         self.task.register(waker);
     }
 
-    /// Opens it for a guest, unless another guest's use of it forbids that.
+    /// Opens it for a guest, unless another guest's use of it forbids that. `owner` names the guest's disk for
+    /// messages.
     pub fn open(
         self: &Arc<Self>,
         access: Access,
@@ -252,7 +257,7 @@ impl<H: Hypervisor> Disk<H> {
     }
 }
 
-/// A disk that a guest has. It is the guest's until this and all queues are dropped.
+/// A guest's claim on a disk. The claim lasts until this value and all queues are dropped.
 pub struct Opened<H: Hypervisor> {
     disk: Arc<Disk<H>>,
     access: Access,
@@ -287,8 +292,8 @@ impl<H: Hypervisor> Opened<H> {
         self.geometry.is_some_and(|geometry| geometry.flush)
     }
 
-    /// Returns whether the guest may discard, or do so securely. What it was offered may be more than a backend takes that has
-    /// come since.
+    /// Returns whether the guest may discard, or discard securely, now: a backend that has connected since may take
+    /// less than the guest was offered.
     pub fn discards(&self, secure: bool) -> bool {
         self.access == Access::ReadWrite
             && self.discard_limits().is_some()
@@ -304,13 +309,13 @@ impl<H: Hypervisor> Drop for Opened<H> {
     fn drop(&mut self) {
         self.disk.resized.lock().forget(self.watcher);
         drop(self.claim.take());
-        // A disk that is to be detached is let go of now.
+        // The task detaches a disk that is to be detached once no guest uses it.
         self.disk.task.wake();
     }
 }
 
-/// Returns the pages of each of `queues` queues of a guest's disk. They are enough for one of the largest
-/// requests, however many queues there are.
+/// Returns the number of pages of each of `queues` queues of a guest's disk. They are enough for one of the largest
+/// requests, however many queues there are: beyond twelve queues, a disk has more than [`DISK_PAGES`].
 fn queue_pages(queues: usize) -> usize {
     let queues = queues.max(1).next_power_of_two();
     (DISK_PAGES / queues).max(REQUEST_PAGES + 1)
@@ -338,7 +343,7 @@ impl<H: Hypervisor> Device<H> {
         let client = link.open((number, vcpu), depth, &disk.flushes, memory)?;
         let client = link.client(client);
         let location = client.location().clone();
-        // Those of a queue that was closed may be more, or fewer.
+        // The memory may be that of a queue that was closed, with more pages, or fewer.
         let memory = client.memory();
         let memory = (memory.base(), memory.pages());
         drop(link);

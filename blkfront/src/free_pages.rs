@@ -5,21 +5,21 @@ pub struct FreePages([u64; WORDS]);
 
 const WORDS: usize = 8;
 
-/// The pages that a word tells of.
+/// The number of pages whose bits are in one word.
 const PER_WORD: usize = u64::BITS as usize;
 
 impl FreePages {
-    /// The most pages.
+    /// The largest number of pages, 512.
     pub const MOST: usize = WORDS * PER_WORD;
 
-    /// Returns a map of `pages` pages, which are all free.
+    /// Returns a map of `pages` pages, all free. More than [`MOST`](Self::MOST) count as that many.
     pub fn new(pages: usize) -> FreePages {
         let mut map = FreePages([0; WORDS]);
         map.give_back(0, pages.min(Self::MOST));
         map
     }
 
-    /// Takes `count` pages in a row. Returns the first; `None` if there are not that many in a row.
+    /// Takes `count` contiguous pages. Returns the first; `None` if no run of free pages is that long.
     #[inline]
     pub fn take(&mut self, count: usize) -> Option<usize> {
         let (mut start, mut end) = (0, 0);

@@ -21,10 +21,10 @@ use core::time::Duration;
 use litemap::LiteMap;
 use spin::Mutex;
 
-/// The directory of this domain's own disks.
+/// The directory of this domain's own disks, relative to its home.
 const DISKS: &str = "device/vbd";
 
-/// The time after which ports of a boot before this one are closed that no disk has taken up.
+/// The time after which ports of a boot before this one are closed that no disk has taken over.
 const TAKEN_UP_WITHIN: Duration = Duration::from_secs(1);
 
 /// The disks of this domain's own.
@@ -35,9 +35,9 @@ pub struct Frontends<H: Hypervisor> {
     pool: PagePool,
     grants: TableOnDemand<H>,
     kept: KeptPorts,
-    /// Ports of a boot before this one that are open still, and that no disk has taken up.
+    /// Ports of a boot before this one that are still open, and that no disk has taken over.
     left: RefCell<Vec<Port>>,
-    /// The domains whose backends go on with rings of before.
+    /// The domains with backends that stayed connected to rings of the boot before.
     gone_on: RefCell<Vec<DomId>>,
     disks: RefCell<LiteMap<u32, Followed<H>>>,
     /// The tasks that wait for a disk to connect.
@@ -53,7 +53,7 @@ struct Followed<H: Hypervisor> {
 impl<H: Hypervisor> Frontends<H> {
     /// Returns an empty list of disks, which [`follow`](Self::follow) fills. `handle` is of the vCPU that this is
     /// called on, requests are served on `vcpus`, and rings and data lie in `memory` and are granted by `grants`. A crash
-    /// leaves the ports in `kept` open; to be called before this boot has opened any.
+    /// leaves the ports in `kept` open. Must be called before this boot has opened a port.
     pub fn new(
         handle: Handle<H>,
         store: Client,
@@ -65,7 +65,7 @@ impl<H: Hypervisor> Frontends<H> {
         let is_open = |port: &Port| handle.hypervisor().is_connected(*port) == Ok(true);
         let left = kept.iter().filter(|_| grants.was_left()).filter(is_open);
         let left = RefCell::new(left.collect());
-        // Those that are taken up are added again.
+        // Ports that a disk takes over are added again.
         kept.clear();
         Rc::new(Frontends {
             kept,
@@ -89,7 +89,7 @@ impl<H: Hypervisor> Frontends<H> {
             self.handle.spawn(async move {
                 all.handle.sleep(TAKEN_UP_WITHIN).await;
                 for port in all.left.take() {
-                    // Xen refuses it for ports that are not open, which this one is.
+                    // Cannot fail: the port is open.
                     let _ = all.handle.hypervisor().close_port(port);
                 }
             });
@@ -122,7 +122,7 @@ impl<H: Hypervisor> Frontends<H> {
         }
     }
 
-    /// Tells a disk's task that something has changed, and starts the task if there is none.
+    /// Wakes a disk's task because something may have changed, and starts the task if there is none.
     fn look_at(self: &Rc<Self>, name: &str) {
         let Ok(device) = name.parse() else {
             return;
@@ -169,7 +169,7 @@ impl<H: Hypervisor> Frontends<H> {
         Arc::new(Disk::new(name, self.vcpus.len(), self.pool.clone(), grants))
     }
 
-    /// Returns the disk of that name, or number.
+    /// Returns the disk of that name (`xvda`) or device number (`51712`).
     pub(crate) fn find(&self, name: &str) -> Option<Arc<Disk<H>>> {
         let disks = self.disks.borrow();
         let mut disks = disks.iter();
@@ -250,8 +250,8 @@ impl<H: Hypervisor> Frontends<H> {
         self.kept
     }
 
-    /// Gives the caller ports that a boot before this one has left open. Returns false, and gives none, if one of them is none of
-    /// these.
+    /// Gives the caller ports that a boot before this one has left open. Returns false, and gives none, if one of
+    /// `ports` is not such a port.
     pub(crate) fn take_left(&self, ports: &[Port]) -> bool {
         let mut left = self.left.borrow_mut();
         let all = ports.iter().all(|port| left.contains(port));
@@ -259,7 +259,8 @@ impl<H: Hypervisor> Frontends<H> {
         all
     }
 
-    /// Notes that a backend in that domain goes on with rings of before: it may keep pages of before for good.
+    /// Notes that a backend in that domain stayed connected to rings of the boot before: it may keep pages of that boot
+    /// mapped for good.
     pub(crate) fn note_gone_on(&self, backend: DomId) {
         self.gone_on.borrow_mut().push(backend);
     }

@@ -1,10 +1,10 @@
-//! The block frontend: disks that the driver domain itself is given (`disk=` in its configuration, `xl
-//! block-attach`), as a store of guests' disks: `target=vbd:xvda`.
+//! The block frontend: serves guests' disks from disks that the driver domain itself is given (`disk=` in its
+//! configuration, `xl block-attach`). A guest's disk names one as its target: `target=vbd:xvda`.
 //!
 //! ```text
 //!   device/vbd/51712 ──► Life, a task of the first vCPU: decides, connects, reconnects
 //!                          │
-//!                        Disk ── Link, one for each vCPU: a ring to the backend
+//!                        Disk ── Link, one for each vCPU: a ring to the backend, if it takes that many
 //!                          │        └─ Client, one for each Queue: its requests until they are answered
 //!                          │
 //!   target=vbd:xvda ──► Device ──► Queue, one for each ring of a guest's
@@ -12,7 +12,7 @@
 //!
 //! A guest's data goes through pages of the queue's own, granted to the backend once for each connection.
 //! The hypervisor copies between them and the guest's pages, and nothing is mapped. Requests that a backend has
-//! not answered when it goes are sent again to the next one; meanwhile they wait, for a bounded time.
+//! not answered when it goes away are sent again to the next one; meanwhile they wait, for [`PATIENCE`] at most.
 //!
 //! The backend is not trusted with more than its own data. The nodes that it publishes are checked like those of
 //! a hostile guest, and so is every response. If a backend lies, the guests that use its disk lose that disk, and

@@ -25,15 +25,15 @@ use core::task::Poll;
 use core::time::Duration;
 use futures_util::future::{Either, select};
 
-/// The time between the first two checks whether a backend has let go of our memory; it doubles each time.
+/// The pause between the first two checks whether a backend has unmapped our memory; it doubles each time.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// The time after which the log says that a backend keeps our memory.
+/// The log says that a backend keeps our memory once the next pause between two checks is longer than this.
 const LONG_LOOK: Duration = Duration::from_secs(2);
 
-/// The time in which a backend that closes has to make durable what it has acknowledged. One of this project waits two
-/// seconds for its frontends to close.
+/// The time in which a backend that closes has to answer all requests and a last flush. It is less than the backend of
+/// this project waits for its frontends to close.
 const LAST_FLUSH: Duration = Duration::from_millis(1500);
-/// The time between two looks whether it has.
+/// The pause between two checks whether it has.
 const LAST_FLUSH_PAUSE: Duration = Duration::from_millis(5);
 
 /// The time in which a restarted backend has to connect to the rings that it finds.
@@ -44,10 +44,11 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The longest such time.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
-/// The connections, and the changes of the disk's size, that a backend may cause at once, and the time for each further
-/// one: each is a line or two in the log.
+/// The limit on connections, and changes of the disk's size, that a backend causes: 16 at once, and one more every 30
+/// seconds. Each is a line or two in the log.
 const CHANGES: RateLimit = RateLimit::new(16, Duration::from_secs(30));
-/// The times that a backend may have its nodes looked at, likewise: each is a number of messages to xenstored.
+/// The limit on reading a backend's nodes because it has changed them: 64 times at once, and once more each second.
+/// Each time is several messages to xenstored.
 const LOOKS: RateLimit = RateLimit::new(64, Duration::from_secs(1));
 
 /// The backend of a disk, as the toolstack names it.
@@ -68,19 +69,19 @@ pub struct Life<'a, H: Hypervisor> {
     /// The domain that served the disk last.
     served_by: Option<DomId>,
     leftover: Option<Leftover<H>>,
-    /// A restarted backend has had its time to connect by itself.
+    /// A restarted backend has had [`GOES_ON`] to connect by itself.
     waited: bool,
-    /// The time to wait before the backend is tried again, after one that failed.
+    /// The pause before the next attempt to connect, if this one fails.
     retry: Duration,
-    /// The time from which on the backend may offer the disk again.
+    /// No attempt to connect is made before this time.
     rests_until: Instant,
-    /// The time from which on another size is taken.
+    /// A new size of the disk is not applied before this time.
     next_size: Option<Instant>,
     changes: RateLimit,
     looks: RateLimit,
     /// What a boot before this one may have left.
     before: EarlierBoot<H>,
-    /// The nodes and the state of this end that xenstored has not taken yet.
+    /// The nodes and the state of this end that are still to be written to xenstore.
     unsaid: Option<(Vec<(String, String)>, XenbusState)>,
     /// The last reason in the log why nothing happens.
     told: Option<String>,
@@ -105,7 +106,7 @@ pub async fn live<H: Hypervisor>(
         leftover: None,
         waited: false,
         retry: match frontends.was_left() {
-            // What it is closed for first is no fault of the backend's.
+            // The first close is because of this domain's crash, not of the backend.
             true => Duration::ZERO,
             false => RETRY,
         },
@@ -123,7 +124,10 @@ pub async fn live<H: Hypervisor>(
             Ok(false) => return Ok(()),
             Err(error) if error.is_disconnected() => {
                 // Connected disks are served on.
-                log::error!("{}: cannot be followed any more: {error}", life.disk.name);
+                log::error!(
+                    "disk {}: cannot be followed any more: {error}",
+                    life.disk.name
+                );
                 core::future::pending::<()>().await;
             }
             Err(error) => {
@@ -173,7 +177,7 @@ impl<H: Hypervisor> Life<'_, H> {
                 self.unsaid = None;
                 self.peer = None;
                 if self.phase == Phase::Failed {
-                    // The guests that use it keep what is left of it; a disk attached later begins anew.
+                    // Guests keep their claims on the failed disk; a disk that is attached later is a new one.
                     return Ok(false);
                 }
                 self.disconnect().await;
@@ -252,7 +256,7 @@ impl<H: Hypervisor> Life<'_, H> {
         Ok(())
     }
 
-    /// Waits until something may have changed, or it is time for something that was put off.
+    /// Waits until something may have changed, or until a step that was put off is due.
     async fn wait(&mut self, changed: &Signal) -> Result<(), Error> {
         let handle = self.frontends.handle();
         let due = match self.phase {
@@ -265,7 +269,7 @@ impl<H: Hypervisor> Life<'_, H> {
         };
         let over = handle.sleep_until(due);
         if self.phase == Phase::Closed {
-            // The backend has its turn after that; the toolstack may take the disk away before.
+            // Changes by the backend are looked at after the pause; the toolstack may remove the disk during it.
             select(pin!(changed.raised()), pin!(over)).await;
             return Ok(());
         }
@@ -287,7 +291,7 @@ impl<H: Hypervisor> Life<'_, H> {
             if let Some(peer) = peer.as_mut()
                 && let Poll::Ready(event) = peer.watch.poll_next(context)
             {
-                // One look sees all that has changed until now.
+                // All events until now need the nodes to be read only once.
                 while let Poll::Ready(Ok(_)) = peer.watch.poll_next(context) {}
                 return Poll::Ready(event.map(|_| true));
             }
@@ -300,7 +304,8 @@ impl<H: Hypervisor> Life<'_, H> {
         Ok(())
     }
 
-    /// Takes back everything, and tells the backend, which is in that state.
+    /// Stops using the backend, which is in state `backend`, and reports `Closed`; waits until the backend has unmapped
+    /// our memory. If the backend closes in order, it is first given the chance to make acknowledged writes durable.
     async fn close(&mut self, backend: XenbusState) -> Result<(), Error> {
         let was_connected = self.phase == Phase::Connected;
         if was_connected {
@@ -319,15 +324,15 @@ impl<H: Hypervisor> Life<'_, H> {
         self.frontends.something_changed();
         let now = self.frontends.handle().now();
         self.rests_until = match was_connected {
-            // The next connection is too soon, if there were many.
+            // Puts the next connection off if there were too many.
             true => self.changes.reserve(now),
             false => now + self.next_retry(),
         };
         Ok(())
     }
 
-    /// Has a backend that closes in order make durable what it has acknowledged: it answers until this end has closed,
-    /// and another domain may serve the disk after it.
+    /// Has a backend that closes in order flush what it has acknowledged, within [`LAST_FLUSH`]. It answers until this
+    /// end has closed, and another domain may serve the disk after it.
     async fn flush_last(&mut self) {
         let disk = self.disk.clone();
         if !disk.has_unflushed() {
@@ -345,7 +350,7 @@ impl<H: Hypervisor> Life<'_, H> {
             }
             let first = &links[0];
             match flush {
-                // What it acknowledges from now on is what it is asked for from now on: nothing.
+                // No write is in flight or sent any more, so this flush covers all that the backend has acknowledged.
                 None if links.iter().all(|link| link.lock().is_idle()) => {
                     flush = Some(disk.flushes().begin());
                     if !first.lock().ask_flush() {
@@ -363,9 +368,9 @@ impl<H: Hypervisor> Life<'_, H> {
         }
     }
 
-    /// Lets the backend offer the disk again, once it has none of our memory.
+    /// Reports `Initialising`, so that the backend may offer the disk again, once it has none of our memory.
     async fn start_over(&mut self) -> Result<(), Error> {
-        // Closing waits for that too, unless xenstored has failed meanwhile.
+        // `close` has waited for that already, unless it ended early with an error of xenstored's.
         self.disconnect().await;
         self.write(Vec::new(), XenbusState::Initialising).await?;
         self.phase = Phase::Fresh;
@@ -384,7 +389,7 @@ impl<H: Hypervisor> Life<'_, H> {
         self.phase = Phase::Failed;
         self.frontends.something_changed();
         self.write(Vec::new(), XenbusState::Closed).await?;
-        // Not waited for: it may never let go.
+        // Memory that the backend has not unmapped is not waited for: it may never unmap it.
         if let Some(leftover) = &mut self.leftover {
             leftover.take_back(&self.disk);
         }
@@ -396,7 +401,7 @@ impl<H: Hypervisor> Life<'_, H> {
         self.close(XenbusState::Unknown).await
     }
 
-    /// Returns the time to wait before the next attempt, a little longer each time.
+    /// Returns the pause before the next attempt, and doubles it for the one after that.
     fn next_retry(&mut self) -> Duration {
         let span = self.retry;
         self.retry = (span * 2).clamp(RETRY, LONGEST_RETRY);
@@ -410,8 +415,8 @@ impl<H: Hypervisor> Life<'_, H> {
         }
     }
 
-    /// Stops using the rings, and waits until the backend has let go of our memory: it must not be able to touch
-    /// the data of its successor.
+    /// Stops using the rings, and waits until the backend has unmapped our memory: it must not be able to change the
+    /// data that a later backend handles.
     async fn disconnect(&mut self) {
         self.stop();
         let Some(mut leftover) = self.leftover.take() else {
@@ -449,7 +454,7 @@ impl<H: Hypervisor> Life<'_, H> {
             if !tx.exists(format!("{path}/state")).await? {
                 return Ok(());
             }
-            // A backend would take those of earlier rings for these ones'.
+            // Nodes of earlier rings that these rings do not need would mislead the backend.
             for name in RING_NODES {
                 let stale = !nodes.is_empty() && nodes.iter().all(|(other, _)| other != name);
                 if stale && tx.exists(format!("{path}/{name}")).await? {

@@ -1,9 +1,12 @@
-//! One ring to the backend, and the queues whose requests go over it: those of one vCPU, where the backend
-//! takes a ring for each ([`assign`](crate::assignment::assign)).
+//! One ring to the backend, and the queues whose requests go over it: those of one vCPU if the backend takes a ring for
+//! each vCPU, else those of several ([`assign`](crate::assignment::assign)).
 //!
-//! Its vCPU is the only one that locks it while requests are served, so the lock is never waited for; the control
-//! plane takes it to connect, to disconnect, and when an operator asks for its counts. A request stays in its client's table until the backend has
-//! answered it. If the backend goes away meanwhile, the request is sent again on the next ring.
+//! If each vCPU has a ring, that vCPU is the only one that locks the link while requests are served, and does not wait
+//! for the lock; vCPUs that share a ring may wait for each other. The control plane locks it to connect, to disconnect,
+//! and when an operator asks for its counts.
+//!
+//! A request stays in its client's table until the backend has answered it. If the backend goes away meanwhile, the
+//! request is sent again on the next ring.
 
 use crate::assignment::Location;
 use crate::client::{Client, Entry};
@@ -20,19 +23,19 @@ use core::task::{Context, Poll};
 pub struct Link<H: Hypervisor> {
     wire: Option<Wire<H>>,
     clients: Vec<Client<H>>,
-    /// The queue that gets free slots of the ring first.
+    /// The queue whose waiting requests get free slots of the ring first.
     turn: usize,
     /// The disk was given up.
     dead: bool,
     /// An earlier backend may still use the queues' memory: none of it may be used for anything else.
     held: bool,
-    /// The domain that has the queues' memory.
+    /// The domain that the queues' memory is granted to.
     backend: Option<(H, DomId)>,
     /// The backend closes: no more requests are sent to it.
     closing: bool,
     /// The result of a flush of this end's own.
     flushed: Option<Result<(), IoError>>,
-    /// The requests on rings that are gone.
+    /// The counts of earlier rings.
     earlier: Counts,
 }
 
@@ -53,8 +56,9 @@ impl<H: Hypervisor> Default for Link<H> {
 }
 
 impl<H: Hypervisor> Link<H> {
-    /// Adds a queue of a vCPU to this ring, for up to `depth` requests at a time, or one that was closed and whose
-    /// requests have all ended. Its memory comes of `memory`. Returns its number.
+    /// Opens a queue of a vCPU on this link, which has the number `ring`, for up to `depth` requests at a time. Returns
+    /// the queue's number. It takes the place and the memory of a queue that was closed, if there is one whose requests
+    /// have all ended; else it gets new memory from `memory`.
     pub fn open(
         &mut self,
         (ring, vcpu): (usize, usize),
@@ -89,7 +93,7 @@ impl<H: Hypervisor> Link<H> {
         self.clients.get(number).map(Client::vcpu)
     }
 
-    /// Takes a queue, of that number, of another ring's. Neither ring is in use; this one has the number `ring`.
+    /// Moves the queue `number` of another link here. Neither link has a ring in use; this one has the number `ring`.
     pub fn take_over(
         &mut self,
         ring: usize,
@@ -114,7 +118,8 @@ impl<H: Hypervisor> Link<H> {
         &mut self.clients[number]
     }
 
-    /// Gives up the requests of a queue with that tag, or all of them, if no backend of now has seen any part of them.
+    /// Cancels the requests of a queue with that tag, or all of its requests, of which nothing was sent to the
+    /// connected backend.
     pub fn cancel(&mut self, number: usize, tag: Option<Tag>) {
         self.clients[number].cancel(tag);
     }
@@ -124,10 +129,10 @@ impl<H: Hypervisor> Link<H> {
         self.clients[number].close(self.wire.is_some());
     }
 
-    /// Returns ready once no backend has a request or the memory of a queue that was closed, so that it neither changes
-    /// the disk for that queue any more nor has a further queue take memory of its own. A backend that is gone may be at
-    /// work as long as it has the memory. One with which the disk was given up is not waited for: it may never let go,
-    /// and nobody else gets the disk through this.
+    /// Returns ready if no backend has a request or the memory of a queue that was closed: then none writes to the disk
+    /// for that queue any more, and the next queue can have its memory. A backend that is gone may still execute
+    /// requests for as long as it has the memory mapped. If the disk was given up, the backend is not waited for: it
+    /// may never unmap the memory, and no other guest gets the disk.
     pub fn poll_close(&mut self, number: usize, context: &Context<'_>) -> Poll<()> {
         let client = &mut self.clients[number];
         if self.dead {
@@ -163,7 +168,7 @@ impl<H: Hypervisor> Link<H> {
         Submitted::Pending
     }
 
-    /// Shows the backend what was put into the ring.
+    /// Publishes the requests that were put into the ring, and notifies the backend if it asked for that.
     #[inline]
     pub fn publish(&mut self) {
         if let Some(wire) = &mut self.wire {
@@ -172,8 +177,8 @@ impl<H: Hypervisor> Link<H> {
     }
 
     /// Takes the backend's responses, and sends the requests that have waited for room on the ring. Wakes the
-    /// queues that have completions. The backend notifies of a later response if one of these was that of which it
-    /// [was asked](Self::final_check) to.
+    /// queues that have completions. If the response of which the backend was last asked to notify us is among these, it
+    /// notifies us of none until [`final_check`](Self::final_check) asks again.
     #[inline]
     pub fn collect(&mut self) -> Result<(), Lie> {
         // A ring on which the backend has lied is not looked at again.
@@ -194,7 +199,7 @@ impl<H: Hypervisor> Link<H> {
         Ok(())
     }
 
-    /// Asks the backend to notify of its next response. Returns true if there is one already.
+    /// Asks the backend to notify us of its next response. Returns true if there is one already.
     #[inline]
     pub fn final_check(&mut self) -> Result<bool, Lie> {
         match &mut self.wire {
@@ -234,7 +239,7 @@ impl<H: Hypervisor> Link<H> {
         Ok(())
     }
 
-    /// Ends the grants of the queues' memory. Returns false if the backend still uses some of it.
+    /// Ends the grants of the queues' memory. Returns false if the backend still has some of it mapped.
     pub fn revoke(&mut self) -> bool {
         self.backend = None;
         let mut all = true;
@@ -254,7 +259,7 @@ impl<H: Hypervisor> Link<H> {
         self.ask_waiting();
     }
 
-    /// Has requests wait instead of sending them, as the backend closes.
+    /// Keeps requests waiting from now on instead of sending them, because the backend closes.
     pub fn stop_sending(&mut self) {
         self.closing = true;
     }
@@ -264,7 +269,7 @@ impl<H: Hypervisor> Link<H> {
         self.wire.as_ref().is_none_or(Wire::is_idle)
     }
 
-    /// Sends a flush of this end's own. Returns false if there is no ring for it.
+    /// Sends a flush of this end's own. Returns false if there is no ring, or no room on it.
     pub fn ask_flush(&mut self) -> bool {
         self.flushed = None;
         let Some(wire) = &mut self.wire else {
@@ -298,7 +303,7 @@ impl<H: Hypervisor> Link<H> {
         Some(wire)
     }
 
-    /// Returns the requests of all its queues so far.
+    /// Returns counts of the requests of all its queues so far.
     pub fn counts(&self) -> Counts {
         let mut all = self.earlier;
         all += self.wire.as_ref().map(Wire::counts).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! The queue of one of a guest's rings: its data goes through memory that is granted to the backend for as long as
-//! the connection lasts.
+//! The queue that serves one ring of a guest's: its data goes through memory that is granted to the backend for as long
+//! as the connection lasts.
 
 use crate::assignment::Location;
 use crate::device::Opened;
@@ -21,7 +21,7 @@ use core::task::{Context, Poll};
 use core::time::Duration;
 use spin::MutexGuard;
 
-/// The most pages of a request, which is also what Linux's frontends ask for at most by default.
+/// The most pages of a request, as many as Linux's frontend uses by default (`max_indirect_segments` of xen-blkfront).
 pub const REQUEST_PAGES: usize = 32;
 
 /// The most pages of a queue's memory.
@@ -30,8 +30,8 @@ pub const MOST_PAGES: usize = FreePages::MOST;
 /// Requests without data that may be pending beside those with data.
 const WITHOUT_DATA: usize = 32;
 
-/// The time after which requests that no backend has seen are given up. Those that a connected backend has and does
-/// not answer are waited for: it may still read and write their data.
+/// The time after which requests that were not sent to a backend fail. Requests that a connected backend has and does
+/// not answer are waited for without a limit: it may still read and write their data.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Pages of the queue's memory that a request uses.
@@ -40,7 +40,7 @@ struct Staged {
     tag: Tag,
     page: u16,
     pages: u16,
-    /// A backend that is gone may write to it: the request is not to be sent to another one.
+    /// A backend that is gone may still write to these pages: the request fails.
     spoiled: bool,
 }
 
@@ -51,7 +51,7 @@ pub struct Queue<H: Hypervisor> {
     base: NonNull<u8>,
     /// The pages of the memory that no request uses.
     free: FreePages,
-    /// Requests were given up while a backend that was gone could still use their memory.
+    /// Requests were cancelled while a backend that is gone could still use their memory.
     gave_up: bool,
     /// The number of requests whose memory is spoiled.
     spoiled: usize,
@@ -68,7 +68,7 @@ pub fn depth_of(depth: usize, pages: usize) -> usize {
 }
 
 impl<H: Hypervisor> Queue<H> {
-    /// Returns the queue of the client of a link that is there, whose memory begins at `base`.
+    /// Returns the queue of the client at `location`, whose memory is the `pages` pages from `base` on.
     pub fn new(
         opened: Arc<Opened<H>>,
         location: Arc<Location>,
@@ -96,14 +96,14 @@ impl<H: Hypervisor> Queue<H> {
         self.location.lock(self.opened.disk().links())
     }
 
-    /// Returns the number of pages that a request of `len` bytes needs: one more for the segments, where they do
-    /// not fit the request itself.
+    /// Returns the number of pages that a request of `len` bytes needs: one more for the list of segments, if there are
+    /// more of them than fit into the request itself.
     fn pages_for(len: usize) -> usize {
         let pages = len.div_ceil(PAGE_SIZE).max(1);
         pages + usize::from(pages > MAX_SEGMENTS)
     }
 
-    /// Checks a request that has `len` bytes from `sector` on.
+    /// Checks that a request of `len` bytes from `sector` on is allowed, within the disk and aligned.
     fn check(&self, sector: Sector, len: u64, writes: bool) -> Result<(), IoError> {
         let disk = self.opened.disk();
         if writes && self.opened.access() == Access::ReadOnly {
@@ -165,8 +165,9 @@ impl<H: Hypervisor> Queue<H> {
         self.opened.disk().lied(lie);
     }
 
-    /// Notes that requests are given up, and others get their memory. If a backend that is gone may still use it, the
-    /// data of later requests would not be safe there: they fail at once until that one has let go.
+    /// Notes that requests are cancelled and that later ones get their memory. If a backend that is gone may still
+    /// write to it, the data of later requests would not be safe there: they fail at once until that backend has
+    /// unmapped it.
     fn note_given_up(&mut self) {
         self.gave_up |= self.opened.disk().is_held();
     }
@@ -253,8 +254,8 @@ impl<H: Hypervisor> IoQueue for Queue<H> {
         link.cancel(client, None);
     }
 
-    /// No guest's page is ever given away, but a backend that has a write of this queue may do it after a later one of
-    /// the sectors' next owner.
+    /// Waits for the backend even though it has no guest's page: it might execute a write of this queue after a write
+    /// of the sectors' next owner.
     fn poll_close(&mut self, context: &mut Context<'_>) -> Poll<()> {
         self.close();
         let (mut link, client) = self.link();
@@ -273,7 +274,7 @@ impl<H: Hypervisor> IoQueue for Queue<H> {
             spoiled: self.gave_up,
         });
         Some(Staging {
-            // SAFETY: within the memory, as its map has a bit for each page.
+            // SAFETY: within the memory, as the map of free pages has a bit for each of its pages.
             memory: unsafe { self.base.add(page * PAGE_SIZE) },
             phase: match op {
                 Op::Read { .. } => StagingPhase::AfterComplete,

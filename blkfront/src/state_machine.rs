@@ -1,19 +1,20 @@
 //! The xenbus state machine of a disk of our own: a function from the states of both ends to the next step,
 //! without any I/O, so that every combination can be tested.
 //!
-//! The rules are those that Linux's blkfront, the backends of Linux and QEMU, and libxl follow:
+//! The rules are those that Linux's blkfront, the backends of Linux and QEMU, and libxl follow (states as in
+//! `io/xenbus.h`):
 //! - the backend offers its features in state 2, connects to the rings that are published with state 3, and
 //!   publishes the disk's properties with state 4;
 //! - the toolstack detaches by writing `online` = 0 and `state` = 5 into the backend's directory; the frontend
 //!   closes by state 6;
 //! - a backend that closes while `online` is 1 may come back: a frontend that goes from 6 to 1 is offered
-//!   the disk again. One that goes from 4 to 2 and finds the frontend in 4 goes on with the same rings;
+//!   the disk again. A backend that goes from 4 to 2 and finds the frontend in 4 goes on with the same rings;
 //! - the backend's directory disappears when its domain is destroyed, and the frontend's when the toolstack
 //!   removes the disk.
 
 use bulkhead_xenbus::XenbusState;
 
-/// The part of a disk's life that this frontend has reached.
+/// The stage that this frontend has reached with a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Nothing is shared with the backend, which may offer the disk.
@@ -28,7 +29,7 @@ pub enum Phase {
     Failed,
 }
 
-/// The nodes that decide, as xenstore has them at one moment.
+/// The states that [`decide`] decides by, as they are at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observed {
     /// The frontend's directory is there.
@@ -41,16 +42,17 @@ pub struct Observed {
     pub in_use: bool,
     /// The backend has had time enough to connect again by itself.
     pub waited: bool,
-    /// This end's node tells of a boot before this one, which has crashed: of its rings, or that it had closed.
+    /// The domain started again in place after a crash, and this end's `state` node is one that the boot before wrote:
+    /// `Initialised`, `Connected`, `Closing` or `Closed`.
     pub left: bool,
-    /// That boot was connected, and nothing has been tried with its rings yet.
+    /// That boot was connected, and going on with its rings has not been tried yet.
     pub may_go_on: bool,
 }
 
 /// The next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Nothing until something changes.
+    /// Do nothing until something changes.
     Wait,
     /// Go on with the rings of a boot before this one, if that is possible.
     GoOn,
@@ -79,7 +81,8 @@ pub fn decide(phase: Phase, seen: Observed) -> Step {
 
         (Phase::Fresh, Connected) if seen.may_go_on => Step::GoOn,
 
-        // The rings that it is connected to, or about to be, are not this frontend's; or it waits to be asked again.
+        // The backend is connected to rings of the boot before, or about to connect to them; or it waits for this end
+        // to start over.
         (Phase::Fresh, InitWait | Closed) if seen.left => Step::Close,
         (Phase::Fresh, InitWait) => Step::Publish,
         (Phase::Fresh, Initialised | Connected | Closing) => Step::Close,
@@ -92,10 +95,10 @@ pub fn decide(phase: Phase, seen: Observed) -> Step {
         // A disk in use is kept, as other frontends do. The toolstack gives up waiting, and the backend serves on.
         (Phase::Connected, Closing) if !seen.online && seen.in_use => Step::Wait,
 
-        // Linux's driver, bound to a disk that it was unbound from, goes on with the rings that it finds.
+        // Linux's backend driver goes on with the rings that it finds when it is bound again to a disk.
         (Phase::Connected, InitWait) if !seen.waited => Step::Wait,
 
-        // It goes, is gone, or has started over without having answered its requests.
+        // The backend closes, is gone, or has started over without having answered its requests.
         (Phase::Published | Phase::Connected, _) => Step::Close,
 
         (Phase::Closed, Initialising | InitWait | Closed) if seen.online => Step::StartOver,

@@ -19,9 +19,9 @@ use core::fmt;
 /// A breach of the protocol by the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lie {
-    /// Its producer index is impossible.
+    /// Its producer index is ahead of the requests that were sent.
     Overrun(Overrun),
-    /// It answered a request that was not sent.
+    /// It answered a request that was not sent, or answered it twice.
     Unasked(RequestId),
     /// It answered with another operation than the request's.
     Operation {
@@ -30,7 +30,7 @@ pub enum Lie {
         /// The operation of the request.
         asked: Opcode,
     },
-    /// Its status is not a valid one.
+    /// Its status is none of `BLKIF_RSP_*`.
     Status(i16),
 }
 
@@ -66,7 +66,7 @@ impl From<Overrun> for Lie {
 /// The format of the ring.
 const FORMAT: Blkif = Blkif::new(Abi::NATIVE);
 
-/// The client of requests that are this end's own.
+/// The number of the client in requests of this end's own.
 pub const OWN: u16 = u16::MAX;
 
 /// The form that requests to a backend take.
@@ -141,8 +141,8 @@ impl<H: Hypervisor> Wire<H> {
         Ok(Self::with(memory, (front, slots), hypervisor, port, rules))
     }
 
-    /// Goes on with a ring of a boot before this one, on which the backend has answered everything. Returns the memory
-    /// again if it has not, or has written nonsense there.
+    /// Goes on with a ring of a boot before this one, on which the backend has answered everything. Gives the memory
+    /// back if it has not, or if the ring's indices are impossible.
     pub fn left(
         memory: SharedMemory<H>,
         hypervisor: H,
@@ -151,7 +151,7 @@ impl<H: Hypervisor> Wire<H> {
     ) -> Result<Self, SharedMemory<H>> {
         let attach = || {
             let mut front = FrontRing::attach(shared(&memory)?, FORMAT).ok()?;
-            // What is answered from now on is to be notified of.
+            // Also asks to be notified of the next response.
             let idle = !front.final_check().ok()?;
             let slots = unused_slots(front.slots())?;
             idle.then_some((front, slots))
@@ -194,7 +194,7 @@ impl<H: Hypervisor> Wire<H> {
         self.port
     }
 
-    /// Sets the form of requests, once it is known.
+    /// Sets the form of requests, once the backend's properties are known.
     pub fn set_rules(&mut self, rules: Rules) {
         self.rules = rules;
     }
@@ -245,7 +245,7 @@ impl<H: Hypervisor> Wire<H> {
         Ok(Some((slot.client, slot.entry, outcome)))
     }
 
-    /// Asks the backend to notify of its next response. Returns true if there is one already.
+    /// Asks the backend to notify us of its next response. Returns true if there is one already.
     #[inline]
     pub fn final_check(&mut self) -> Result<bool, Lie> {
         Ok(self.front.final_check()?)
@@ -255,7 +255,7 @@ impl<H: Hypervisor> Wire<H> {
     #[inline]
     pub fn publish(&mut self) {
         if self.front.publish() && self.hypervisor.notify(self.port).is_err() {
-            // Its domain is gone; xenstore tells soon.
+            // The backend's domain is gone; its xenstore nodes will show that soon.
             log::debug!("event channel {}: not notified", self.port);
         }
     }

@@ -42,8 +42,7 @@ impl<H: Hypervisor> Life<'_, H> {
         self.write(nodes, XenbusState::Initialised).await
     }
 
-    /// Reads the properties of the disk from the backend's nodes, and uses the rings. Reports the state, if there is one to
-    /// be reported.
+    /// Reads the properties of the disk from the backend's nodes, and uses the rings. Reports `state`, if there is one.
     pub(super) async fn connect(&mut self, state: Option<XenbusState>) -> Result<(), Error> {
         let properties = match self.properties().await? {
             Ok(properties) => properties,
@@ -74,7 +73,7 @@ impl<H: Hypervisor> Life<'_, H> {
         }
         let (rings, pages) = (connection.rings(), connection.ring_pages());
         self.phase = Phase::Connected;
-        // The rings are in use already.
+        // Waiting guests need not wait for the state to be written: the rings are in use already.
         self.frontends.something_changed();
         if let Some(state) = state {
             self.write(Vec::new(), state).await?;
@@ -96,14 +95,14 @@ impl<H: Hypervisor> Life<'_, H> {
         );
         if !geometry.flush {
             log::warn!(
-                "disk {}: the backend offers no flush: guests are offered none",
+                "disk {}: the backend offers no flush, so guests are offered none",
                 self.disk.name
             );
         }
         Ok(())
     }
 
-    /// Reads the nodes that describe the disk. The inner error is the backend's fault.
+    /// Reads the nodes that describe the disk. The inner error says what is wrong with them.
     pub(super) async fn properties(&self) -> Result<Result<Properties, String>, Error> {
         let Some(peer) = &self.peer else {
             return Ok(Err("it has no backend".to_string()));
@@ -121,7 +120,7 @@ impl<H: Hypervisor> Life<'_, H> {
             Ok(properties) => properties,
             Err(problem) => {
                 // The disk stays as it was.
-                let line = format!("what it is now is not known: {problem}");
+                let line = format!("its new size cannot be read: {problem}");
                 let new = self.told.as_ref() != Some(&line);
                 if new && self.changes.take(now) {
                     self.tell(line);
@@ -133,7 +132,7 @@ impl<H: Hypervisor> Life<'_, H> {
         if sectors == self.disk.sectors() {
             return Ok(());
         }
-        // If there were too many, what the nodes say then is what counts.
+        // A change beyond the limit is put off, and the size that the nodes have by then is applied.
         let changes = &mut self.changes;
         if *self.next_size.get_or_insert_with(|| changes.reserve(now)) <= now {
             self.next_size = None;
@@ -144,7 +143,8 @@ impl<H: Hypervisor> Life<'_, H> {
     }
 }
 
-/// The reason why a disk that guests use cannot go on with the disk that is attached in its place.
+/// Returns the reason why guests that use a disk cannot go on with the one that the backend serves now, if there is
+/// one: a smaller disk, another sector size, fewer rights, no flush any more, or other `params`.
 fn differs<H: Hypervisor>(disk: &Disk<H>, now: &Properties) -> Option<String> {
     let before = disk.properties().filter(|_| disk.is_in_use())?;
     let (old, new) = (before.geometry, now.geometry);
@@ -156,7 +156,7 @@ fn differs<H: Hypervisor>(disk: &Disk<H>, now: &Properties) -> Option<String> {
     if same_shape {
         return None;
     }
-    // Text of the backend's, which may be long and hold anything.
+    // The backend writes this text: it may be long and hold anything.
     let name = |properties: &Properties| excerpt(properties.params.as_deref().unwrap_or(""));
     Some(format!(
         "another disk was attached in its place while guests use it: {:?}, {} sectors of {}; it was \

@@ -1,4 +1,4 @@
-//! What a boot before this one of the same domain has left with a backend when it crashed.
+//! The rings and grants that a boot before this one of the same domain left with a backend when it crashed.
 
 use super::{LONG_LOOK, LOOK_AGAIN, Life};
 use crate::connection::Leftover;
@@ -13,25 +13,25 @@ use core::pin::pin;
 use core::time::Duration;
 use futures_util::future::{Either, select};
 
-/// The longest time until a backend is looked at again.
+/// The longest pause between two checks whether the backend still uses them.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// The time in which a backend has to close, too.
+/// The time for which the backend is waited for to close as well.
 const CLOSES: Duration = Duration::from_secs(1);
 
-/// What is known of it.
+/// What is known of the boot before, if there was one.
 pub(super) struct EarlierBoot<H: Hypervisor> {
-    /// The disk's rings, once they were read.
+    /// The grants of the disk's rings, once they were read.
     rings: Option<Vec<GrantRef>>,
-    /// It may have left rings that can be gone on with.
+    /// It may have left rings that can be used on, and this has not been tried yet.
     pub(super) may_go_on: bool,
-    /// Rings of its that were tried to be gone on with, in vain.
+    /// Rings that could not be used on, and that the backend may still have mapped.
     pub(super) leftover: Option<Leftover<H>>,
-    /// The time to wait before looking again.
+    /// The pause before the next check.
     pause: Duration,
 }
 
 impl<H: Hypervisor> EarlierBoot<H> {
-    /// Returns what is known at first, if there was one or not.
+    /// Returns what is known at first. `was_left` says whether there was such a boot.
     pub(super) fn new(was_left: bool) -> Self {
         EarlierBoot {
             rings: None,
@@ -43,12 +43,12 @@ impl<H: Hypervisor> EarlierBoot<H> {
 }
 
 impl<H: Hypervisor> Life<'_, H> {
-    /// Returns whether the backend's domain may still be at work on requests of a boot before this one, which must not come
-    /// after those of this one. Waits a while if it may.
+    /// Returns whether the backend's domain may still execute requests of a boot before this one, which must not be
+    /// executed after those of this boot. Waits a while if it may.
     ///
-    /// A backend lets go of a ring only when the requests from it have ended (xen-blkback, QEMU, this one), so the disk's
-    /// rings alone are waited for, or all that the domain has if they are not known. Other pages that it keeps are no
-    /// memory of ours as long as it does.
+    /// A backend unmaps a ring only when the requests from it have ended (xen-blkback, QEMU, this project's), so the
+    /// disk's rings alone are waited for, or all pages that the domain has mapped if the rings are not known. Other
+    /// pages stay unused here for as long as the backend keeps them.
     pub(super) async fn outwait_earlier_boot(&mut self, backend: DomId) -> Result<bool, Error> {
         if !self.frontends.was_left() {
             return Ok(false);
@@ -59,7 +59,8 @@ impl<H: Hypervisor> Life<'_, H> {
         let grants = self.disk.grants();
         let in_use = keeps_tried
             || match self.before.rings.as_deref().unwrap_or_default() {
-                // Of a backend that goes on with another disk, it is not to be known which of these are that disk's.
+                // A backend in that domain stayed connected to the rings of another disk, and which of the domain's
+                // pages are that disk's is not known.
                 [] if self.frontends.has_gone_on(backend) => false,
                 [] => grants.end_left(Some(backend)) > 0,
                 rings => grants.is_left(backend, rings),
@@ -79,8 +80,9 @@ impl<H: Hypervisor> Life<'_, H> {
         Ok(true)
     }
 
-    /// Closes once more, and waits until the backend has closed, too: Linux's looks whether its requests have ended when its
-    /// frontend closes, and keeps the rings if they have not (`xen_blkif_disconnect`). It does not look again by itself.
+    /// Closes once more, and waits until the backend has closed, too. Linux's backend checks when its frontend closes
+    /// whether its requests have ended, and keeps the rings if they have not (`xen_blkif_disconnect`); it does not
+    /// check again by itself.
     pub(super) async fn close_again(&mut self, changed: &Signal) -> Result<(), Error> {
         self.phase = Phase::Closed;
         self.write(Vec::new(), XenbusState::Closed).await?;
@@ -97,7 +99,7 @@ impl<H: Hypervisor> Life<'_, H> {
         }
     }
 
-    /// Learns which rings a boot before this one has published, if there was one. To be called before new ones are.
+    /// Reads which rings a boot before this one has published, if there was one. Must be called before new ones are.
     pub(super) async fn note_rings_of_before(&mut self) -> Result<(), Error> {
         if self.frontends.was_left() && self.before.rings.is_none() {
             self.before.rings = Some(self.published_rings().await?);

@@ -12,19 +12,19 @@ use bulkhead_xen::{GrantRef, Hypervisor, Port};
 use bulkhead_xenstore_client::Error;
 use core::time::Duration;
 
-/// The time in which the backend has to answer what it was asked before the crash.
+/// The time in which the backend has to answer the requests that were in flight at the crash.
 const DRAINS: Duration = Duration::from_millis(200);
-/// The time between two looks whether it has.
+/// The pause between two checks whether it has.
 const DRAINS_PAUSE: Duration = Duration::from_millis(1);
 
-/// Free pages, and free entries of the grant table, for each grant that was left: what the backend keeps mapped stays
-/// out of use for as long as it does, and as much as that is needed anew.
+/// The number of free pages, and of free entries of the grant table, that are demanded for each grant that the boot
+/// before left: pages that the backend keeps mapped stay out of use, and as many are needed anew.
 const ROOM: usize = 2;
 
 impl<H: Hypervisor> Life<'_, H> {
-    /// Goes on with the rings that the disk's nodes name. The rings are used only once the backend has answered all that it was
-    /// asked before, so that nothing of before comes after what it is asked from now on. If anything is not as it
-    /// should be, the disk is closed next, and connected anew.
+    /// Goes on with the rings that the disk's nodes name. They are used only once the backend has answered all requests
+    /// of the boot before, so that it executes none of those after one of this boot. If anything is not as it should
+    /// be, the disk is closed next, and connected anew.
     pub(super) async fn go_on(&mut self) -> Result<(), Error> {
         self.before.may_go_on = false;
         let Some(backend) = self.peer.as_ref().map(|peer| peer.id) else {
@@ -53,7 +53,7 @@ impl<H: Hypervisor> Life<'_, H> {
         if !drained {
             self.before.leftover = Some(connection.disconnect(&self.disk));
             self.tell(
-                "is connected anew, as the rings of before the crash are of no use".to_string(),
+                "is connected anew, as its rings of before the crash cannot be used".to_string(),
             );
             return Ok(());
         }
@@ -67,7 +67,7 @@ impl<H: Hypervisor> Life<'_, H> {
         self.connect(None).await
     }
 
-    /// Returns whether the domain can do without the pages that the backend keeps.
+    /// Returns whether the domain has memory and grants enough to do without the pages that the backend keeps mapped.
     fn has_room(&self) -> bool {
         let grants = self.disk.grants();
         grants.end_left(None);
@@ -75,7 +75,7 @@ impl<H: Hypervisor> Life<'_, H> {
         self.frontends.pool().free_pages() >= needed && grants.free_entries() >= needed
     }
 
-    /// Returns the rings that the disk's nodes name; none if the nodes are not such as this frontend writes.
+    /// Returns the rings that the disk's nodes name; none if the nodes are not as this frontend writes them.
     async fn rings_left(&self) -> Result<Vec<LeftRing>, Error> {
         let store = self.frontends.store();
         let counts = RING_NODES.map(|name| format!("{}/{name}", self.path));

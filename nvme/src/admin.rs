@@ -1,5 +1,4 @@
-//! The admin queue, which the controller's task alone uses: one command after another, and requests to be told of
-//! events.
+//! The admin queue, which the controller's task alone uses: one command after another, and asynchronous event requests.
 
 use crate::command::{AsyncEvent, Command, CommandId, Completion, PAGE, QueueId, Status, admin};
 use crate::controller::Controller;
@@ -18,20 +17,21 @@ use core::pin::pin;
 use core::task::{Context, Poll};
 use core::time::Duration;
 
-/// The time that a controller has for an admin command.
+/// The time in which a controller has to complete an admin command.
 const ANSWERS: Duration = Duration::from_secs(15);
 
-/// The first pause between two looks at the queue, where no interrupt tells of a completion, and the longest one.
+/// The first and the longest pause between two looks at the queue while a command is outstanding. An interrupt ends a
+/// pause early.
 const FIRST_LOOK: Duration = Duration::from_micros(50);
 const LAST_LOOK: Duration = Duration::from_millis(10);
 
-/// The most entries of the queues: more than are ever used.
+/// The number of entries of the queues: more than are ever used.
 const ENTRIES: usize = 64;
 
-/// The numbers of requests for events begin here; those of other commands are less.
+/// The lowest command number (CID) of asynchronous event requests; those of other commands are lower.
 const EVENTS: u16 = 0x8000;
 
-/// The most requests for events.
+/// The most asynchronous event requests that are outstanding.
 const MOST_EVENTS: u8 = 4;
 
 /// The reason why the admin queue cannot be used any more, or a command has failed.
@@ -39,20 +39,20 @@ const MOST_EVENTS: u8 = 4;
 pub enum AdminError {
     /// The controller is not there.
     Gone,
-    /// The controller says that it has failed.
+    /// The controller reports that it has failed (CSTS.CFS).
     Fatal,
-    /// The controller did not answer.
+    /// The controller did not complete a command in time.
     Silent {
         /// The opcode of the command.
         opcode: u8,
     },
     /// The controller has completed a command that it does not have.
     Unknown(CommandId),
-    /// The controller has refused a command. It can be used on.
+    /// The controller has refused a command. The queue can still be used.
     Refused {
         /// The opcode of the command.
         opcode: u8,
-        /// Why.
+        /// The status of the completion.
         status: Status,
     },
 }
@@ -89,18 +89,18 @@ pub struct Admin<H: Hypervisor> {
     handle: Handle<H>,
     controller: Arc<Controller>,
     rings: Rings,
-    /// What commands transfer.
+    /// The page for the data of commands.
     data: DmaPages,
     channel: Option<EventChannel<H>>,
     vectors: Arc<dyn Vectors<H>>,
     next: u16,
-    /// Requests for events that the controller has.
+    /// The asynchronous event requests that the controller has.
     requests: Vec<CommandId>,
     events: VecDeque<AsyncEvent>,
 }
 
 impl<H: Hypervisor> Admin<H> {
-    /// Takes the memory of the queue of a controller with these interrupts.
+    /// Allocates the memory of the admin queue of a controller with these interrupts.
     pub fn new(
         handle: Handle<H>,
         controller: Arc<Controller>,
@@ -124,7 +124,7 @@ impl<H: Hypervisor> Admin<H> {
         &**self.controller.registers()
     }
 
-    /// Uses an interrupt from now on: the first one of the function.
+    /// Has an interrupt, the first one of the function, wake the task from now on.
     pub fn listen(&mut self, channel: EventChannel<H>) {
         self.channel = Some(channel);
     }
@@ -136,7 +136,7 @@ impl<H: Hypervisor> Admin<H> {
 
     /// Has the controller start with an empty queue.
     pub fn enable(&mut self, capabilities: Capabilities) {
-        // The limit of queue entries is one of I/O queues.
+        // The controller's limit of queue entries (CAP.MQES) is for I/O queues only.
         self.rings
             .reset(QueueId(0), ENTRIES, capabilities.doorbell_stride());
         self.data.set_in_use(true);
@@ -153,7 +153,7 @@ impl<H: Hypervisor> Admin<H> {
         self.data.set_in_use(false);
     }
 
-    /// Sends a command, and waits for its completion.
+    /// Sends a command, and waits for its completion, for [`ANSWERS`] at most.
     pub async fn command(&mut self, command: Command) -> Result<Completion, AdminError> {
         self.next = (self.next + 1) % EVENTS;
         let command = command.with_id(CommandId(self.next));
@@ -164,7 +164,7 @@ impl<H: Hypervisor> Admin<H> {
         let mut pause = FIRST_LOOK;
         loop {
             let completion = self.look(Some(command.id()))?;
-            // The interrupt may have told of their commands, and be the only one.
+            // With a single interrupt, it may have been raised for the queue pairs' commands.
             self.look_at_pairs();
             self.handled();
             if let Some(completion) = completion {
@@ -190,17 +190,18 @@ impl<H: Hypervisor> Admin<H> {
         }
     }
 
-    /// Sends a command that returns a structure of up to a page, and waits for that.
+    /// Sends a command that returns a structure of up to a page, and returns the first `N` bytes of that.
     pub async fn read<const N: usize>(&mut self, command: Command) -> Result<[u8; N], AdminError> {
         const { assert!(N <= PAGE) };
-        // What the controller leaves out is not to be another structure's.
+        // Bytes that the controller does not write must not be those of an earlier structure.
         self.data.clear();
         let command = command.with_data([self.data.address(0), 0]);
         self.command(command).await?;
         Ok(self.data.copy(0))
     }
 
-    /// Asks to be told of as many events as the controller can tell of at a time.
+    /// Sends as many asynchronous event requests as the controller takes: one more than `most` (AERL counts from 0), at
+    /// most [`MOST_EVENTS`].
     pub fn request_events(&mut self, most: u8) {
         let most = most.saturating_add(1).min(MOST_EVENTS);
         while self.requests.len() < usize::from(most) {
@@ -222,7 +223,7 @@ impl<H: Hypervisor> Admin<H> {
         }
     }
 
-    /// Returns an event that the controller has told of. It is asked for the next one.
+    /// Returns an event that the controller has reported, and requests the next one.
     pub fn next_event(&mut self) -> Result<Option<AsyncEvent>, AdminError> {
         self.look(None)?;
         let event = self.events.pop_front();
@@ -233,7 +234,8 @@ impl<H: Hypervisor> Admin<H> {
         Ok(event)
     }
 
-    /// Takes what the controller has completed, and returns the completion of one command.
+    /// Takes the completions that the controller has written, and returns that of the command `wanted`, if it is among
+    /// them.
     fn look(&mut self, wanted: Option<CommandId>) -> Result<Option<Completion>, AdminError> {
         let mut found = None;
         while let Some(completion) = self.rings.take() {
@@ -242,7 +244,7 @@ impl<H: Hypervisor> Admin<H> {
                 found = Some(completion);
             } else if let Some(at) = self.requests.iter().position(|request| *request == id) {
                 self.requests.swap_remove(at);
-                // A request that is refused is not made again.
+                // A request that the controller refuses is not sent again.
                 if completion.status().is_success() {
                     self.events
                         .push_back(AsyncEvent::parse(completion.result()));
@@ -256,7 +258,7 @@ impl<H: Hypervisor> Admin<H> {
         Ok(found)
     }
 
-    /// Returns why the controller cannot be used, if it says so itself.
+    /// Returns an error if the controller's status register says that it is gone or has failed.
     pub fn check(&self) -> Result<(), AdminError> {
         let status = registers::status(self.registers());
         if status.is_gone() {
@@ -282,7 +284,7 @@ impl<H: Hypervisor> Admin<H> {
         }
     }
 
-    /// Takes what queue pairs have completed, if no task of their own is interrupted for that.
+    /// Takes the completions of all queue pairs, if these have no interrupts of their own.
     pub fn look_at_pairs(&self) {
         if self.vectors.count() <= 1 {
             for pair in self.controller.pairs() {
@@ -291,7 +293,7 @@ impl<H: Hypervisor> Admin<H> {
         }
     }
 
-    /// Notes that what the controller has interrupted for was looked at.
+    /// Notes that the interrupt was handled.
     pub fn handled(&self) {
         if self.is_interrupted() {
             self.vectors.handled(0, self.handle.hypervisor());

@@ -1,4 +1,4 @@
-//! A controller, as all vCPUs have it.
+//! A controller's state, which all vCPUs share.
 
 use crate::command::{ControllerData, NamespaceId, PAGE, SmartLog};
 use crate::namespace::Namespace;
@@ -21,9 +21,9 @@ pub struct Controller {
     registers: Arc<dyn Registers>,
     memory: Arc<dyn DmaMemory>,
     watch: Arc<Watch>,
-    /// The longest that completions are held back, if the operator has set that.
+    /// The longest time for which interrupts are held back, if the operator has set that (`hold=`).
     hold: Option<Duration>,
-    /// What it said of itself when it started first.
+    /// Its identify structure, as it was at its first start.
     data: Once<ControllerData>,
     /// Its queue pairs, from its first start on.
     pairs: Once<Vec<Mutex<Pair>>>,
@@ -32,20 +32,21 @@ pub struct Controller {
     refused: Mutex<Vec<(NamespaceId, String)>>,
     /// It works, and its namespaces are known.
     ready: AtomicBool,
-    /// It is to be let go of.
+    /// It is to be stopped for good.
     leaving: AtomicBool,
     /// It was stopped for good.
     left: AtomicBool,
-    /// Somebody wants to know how it is.
+    /// An operator has asked for its state, so its health is to be read anew.
     asked: AtomicBool,
     failure: Mutex<Option<Arc<str>>>,
-    /// What it said of its health, and when.
+    /// Its health, and when that was read.
     smart: Mutex<Option<(SmartLog, Instant)>>,
     resets: AtomicU32,
 }
 
 impl Controller {
-    /// Returns a controller that has not started. `waiting` are told of every change of its state.
+    /// Returns a controller that has not started. `waiting` are the tasks that are woken by every change of its state.
+    /// Interrupts are not held back for longer than `hold`, if that is given.
     pub fn new(
         name: String,
         registers: Arc<dyn Registers>,
@@ -73,7 +74,7 @@ impl Controller {
         }
     }
 
-    /// Returns its name, as targets have it.
+    /// Returns its name, as targets have it: its PCI function, such as `03:00.0`.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -83,32 +84,32 @@ impl Controller {
         &self.registers
     }
 
-    /// Returns how this domain's memory is named to it.
+    /// Returns what knows the bus addresses of this domain's memory.
     pub fn memory(&self) -> &Arc<dyn DmaMemory> {
         &self.memory
     }
 
-    /// Returns how its task is called.
+    /// Returns what wakes its task.
     pub fn watch(&self) -> &Arc<Watch> {
         &self.watch
     }
 
-    /// Returns the longest that completions are held back, if the operator has set that.
+    /// Returns the longest time for which interrupts are held back, if the operator has set that.
     pub fn hold(&self) -> Option<Duration> {
         self.hold
     }
 
-    /// Returns what it said of itself.
+    /// Returns its identify structure, as it was at its first start; `None` before that.
     pub fn data(&self) -> Option<&ControllerData> {
         self.data.get()
     }
 
-    /// Keeps what it says of itself, if it has not said anything before.
+    /// Keeps its identify structure, unless there is an earlier one. Returns the one that is kept.
     pub fn set_data(&self, data: ControllerData) -> &ControllerData {
         self.data.call_once(|| data)
     }
 
-    /// Returns the most bytes of a request.
+    /// Returns the most bytes of a command: its own limit, within 4 KiB and 1 MiB.
     pub fn most_bytes(&self) -> usize {
         let most = self.data().and_then(|data| data.most_bytes);
         most.unwrap_or(MOST_BYTES).clamp(PAGE, MOST_BYTES)
@@ -120,7 +121,7 @@ impl Controller {
         self.pairs.get().map_or(&[], Vec::as_slice)
     }
 
-    /// Gives it queue pairs.
+    /// Gives it queue pairs, once: later ones are dropped.
     pub fn set_pairs(&self, pairs: Vec<Pair>) {
         self.pairs
             .call_once(|| pairs.into_iter().map(Mutex::new).collect());
@@ -155,7 +156,7 @@ impl Controller {
         found.cloned()
     }
 
-    /// Returns the namespaces that somebody uses.
+    /// Returns the namespaces that are open.
     pub fn used(&self) -> Vec<NamespaceId> {
         let namespaces = self.namespaces();
         let used = namespaces.iter().filter(|namespace| namespace.users() > 0);
@@ -173,7 +174,7 @@ impl Controller {
         self.watch.changed();
     }
 
-    /// Has its task stop it for good.
+    /// Asks its task to stop it for good. Does not wait for that.
     pub fn leave(&self) {
         self.leaving.store(true, Ordering::Release);
         self.watch.call();
@@ -200,35 +201,36 @@ impl Controller {
         self.failure.lock().clone()
     }
 
-    /// Gives it up: nobody can open it until it [works again](Self::recover).
+    /// Gives it up: its namespaces cannot be opened until it [works again](Self::recover).
     pub fn fail(&self, reason: String) {
         self.failure.lock().get_or_insert_with(|| reason.into());
         self.watch.changed();
     }
 
-    /// Notes that it works again, unless it is to be let go of.
+    /// Notes that it works again, unless it is to be stopped for good.
     pub fn recover(&self) {
         if !self.is_leaving() {
             *self.failure.lock() = None;
         }
     }
 
-    /// Counts a reset.
+    /// Counts a reset, and returns the number of resets so far.
     pub fn count_reset(&self) -> u32 {
         self.resets.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Keeps what it says of its health now.
+    /// Keeps its health, which was read at the time `now`.
     pub fn set_smart(&self, smart: SmartLog, now: Instant) {
         *self.smart.lock() = Some((smart, now));
     }
 
-    /// Returns whether somebody has asked for its health since this was called last.
+    /// Returns whether its health was asked for since this was called last.
     pub fn take_asked(&self) -> bool {
         self.asked.swap(false, Ordering::AcqRel)
     }
 
-    /// Returns lines about it for the operator. Its health is asked for anew, for the next time.
+    /// Returns lines about it for the operator. Its health is as it was read last; this has it read anew for the next
+    /// call.
     pub fn lines(&self, now: Instant) -> Vec<String> {
         self.asked.store(true, Ordering::Release);
         self.watch.call();
@@ -278,7 +280,7 @@ impl Controller {
         lines
     }
 
-    /// Returns what its queue pairs have done so far.
+    /// Returns the counts of all its queue pairs together.
     pub fn counts(&self) -> Counts {
         let mut all = Counts::default();
         for pair in self.pairs() {

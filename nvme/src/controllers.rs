@@ -59,9 +59,9 @@ impl<H: Hypervisor> Deref for Controllers<H> {
 }
 
 impl<H: Hypervisor> Controllers<H> {
-    /// Returns an empty list. `handle` is of the vCPU that this is called on, requests are served on `vcpus`,
-    /// devices find this domain's memory as `memory` says, and `stops` are those that the domain's end stops. Completions
-    /// are not held back for longer than `hold`, if that is given.
+    /// Returns an empty list. `handle` is of the vCPU that this is called on, requests are served on `vcpus`, `memory`
+    /// has the bus addresses of this domain's memory, and the devices in `stops` are stopped when the domain ends.
+    /// Interrupts are not held back for longer than `hold`, if that is given.
     pub fn new(
         handle: Handle<H>,
         vcpus: Vec<VcpuSpawner<H>>,
@@ -100,8 +100,8 @@ impl<H: Hypervisor> Controllers<H> {
         });
     }
 
-    /// Stops a controller in order and lets go of it, unless disks are attached that lie on it. Returns when its
-    /// function is not used any more.
+    /// Stops a controller in order and removes it, unless disks are attached that lie on it. Returns once its function
+    /// is not used any more, at once if there is no such controller.
     pub async fn remove(&self, name: &str) -> Result<(), InUse> {
         let Some(controller) = self.find(name) else {
             return Ok(());
@@ -117,8 +117,8 @@ impl<H: Hypervisor> Controllers<H> {
         Ok(())
     }
 
-    /// Lets go of a controller whose function is gone, or is taken away whether it is used or not. All requests to it
-    /// fail from now on.
+    /// Removes a controller whose function is gone, whether or not disks lie on it. All requests to it fail from now
+    /// on.
     pub async fn give_up(&self, name: &str) {
         if let Some(controller) = self.find(name) {
             controller.fail("it was taken away".to_string());
@@ -126,7 +126,8 @@ impl<H: Hypervisor> Controllers<H> {
         }
     }
 
-    /// Notes why a function cannot be used now, until it is [taken away](Self::forget_unusable): who asks for it is told.
+    /// Notes why a function cannot be used, until that is [forgotten](Self::forget_unusable). A guest's disk that names
+    /// it fails with this reason.
     pub(crate) fn set_unusable(&self, name: &str, reason: String) {
         self.forget_unusable(name);
         let name = short_name(name).to_string();
@@ -160,7 +161,7 @@ impl<H: Hypervisor> Controllers<H> {
         lines
     }
 
-    /// Waits until no disk lies on a controller, or there is none of that name.
+    /// Waits until no disk lies on a controller, or there is no controller of that name.
     pub(crate) async fn until_unused(&self, name: &str) {
         let unused = || match self.find(name) {
             Some(controller) => controller.used().is_empty().then_some(()),

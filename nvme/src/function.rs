@@ -1,5 +1,5 @@
-//! What the driver needs of the PCI function that a controller is. The configuration space, the BAR and MSI-X belong
-//! to whoever implements it.
+//! The parts of a controller's PCI function that the driver needs. The configuration space, the BAR and MSI-X are the
+//! business of the implementation.
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -11,12 +11,12 @@ use core::pin::Pin;
 /// The future of [`Function::set_bus_mastering`].
 pub type BusMastering<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + 'a>>;
 
-/// A PCI function, as the control plane has it. Its memory is enabled, and its interrupts are set up.
+/// The PCI function of a controller. It answers at its memory BARs, and its interrupts are enabled.
 pub trait Function<H> {
     /// Returns its name, as targets have it: `03:00.0`.
     fn name(&self) -> &str;
 
-    /// Returns its registers: all of BAR 0 that is not a table of interrupts.
+    /// Returns its registers: the part of BAR 0 that precedes the MSI-X table and pending bits, if these are in it.
     fn registers(&self) -> Arc<dyn Registers>;
 
     /// Returns its interrupts.
@@ -28,13 +28,13 @@ pub trait Function<H> {
 
 /// The interrupts of a PCI function. `hypervisor` is that of the vCPU that makes a call.
 pub trait Vectors<H>: Send + Sync {
-    /// Returns how many there are. Without any, the controller is polled.
+    /// Returns their number. If there are none, the controller is polled.
     fn count(&self) -> usize;
 
     /// Binds an interrupt that is not bound to a new port of the vCPU that calls this. Closing the port unbinds it.
     fn bind(&self, vector: usize, hypervisor: &H) -> Result<Port, Errno>;
 
-    /// Notes that an interrupt was handled: the controller does not assert it any more. Xen raises some kinds of
-    /// interrupts again only when it was told.
+    /// Tells Xen that an interrupt was handled, if Xen asks for that (`PHYSDEVOP_eoi`): the controller does not assert
+    /// it any more.
     fn handled(&self, vector: usize, hypervisor: &H);
 }

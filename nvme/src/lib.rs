@@ -1,5 +1,5 @@
-//! The NVMe driver: namespaces of controllers that were passed through to the driver domain (`pci=` in its
-//! configuration), as a store of guests' disks: `target=nvme:03:00.0`.
+//! The NVMe driver: serves guests' disks from namespaces of controllers that were passed through to the driver domain
+//! (`pci=` in its configuration). A guest's disk names one as its target: `target=nvme:03:00.0`.
 //!
 //! ```text
 //!   Function ───────► Life, a task of the first vCPU: starts, listens, resets, stops
@@ -11,17 +11,21 @@
 //!   target=nvme:… ──► Device ──► Queue, one for each ring of a guest's
 //! ```
 //!
-//! The controller reads and writes guests' pages itself: a command names them by their bus addresses, in as many
-//! physical region pages as it takes. What these cannot express is served by several commands. Nothing is copied, and
-//! a page's virtual address is never used.
+//! The controller reads and writes guests' pages itself: a command names them by their bus addresses, as physical
+//! region pages (PRP). A request that these cannot express is served by several commands. Nothing is copied, and a
+//! page's virtual address is never used.
 //!
 //! The controller is trusted with the data of its namespaces and with what the IOMMU lets it reach, and with nothing
-//! else: what it says is checked. If it completes a command that it does not have, it is reset. The commands that it
-//! had are sent again; those that take too long are aborted, and if that does not help, it is reset, too. A guest's
-//! page is not given back before the controller has completed the command, has stopped, or may access no memory. A
-//! domain that ends stops its controllers first, whatever ends it but Xen or the tool stack.
+//! else: its structures, completions and status are checked. If it completes a command that it does not have, it is
+//! reset, and the commands that it had are sent again. A command that takes too long is aborted, and if that does not
+//! help, the controller is reset, too. A guest's page is not given back before the controller has completed the
+//! command, has stopped, or may access no memory. A domain that ends stops its controllers first, unless Xen or the
+//! toolstack ends it.
 //!
-//! Read next: [`command`], which knows nothing of PCI; [`Function`], what the driver needs of the PCI function;
+//! "NVMe" in comments is NVM Express Base Specification 2.0 with its NVM Command Set and PCIe Transport specifications;
+//! abbreviations such as CAP.MQES are theirs.
+//!
+//! Read next: [`command`], which knows nothing of PCI; [`Function`], the parts of a PCI function that the driver needs;
 //! `pair.rs`, where requests become commands; `lifecycle.rs`, the controller's task.
 
 #![no_std]

@@ -24,35 +24,34 @@ use core::time::Duration;
 use futures_util::future::OptionFuture;
 use log::Level;
 
-/// The pause between two looks at the commands that the controller has.
+/// The pause between two checks of the commands that the controller has.
 const TICK: Duration = Duration::from_secs(1);
-/// The same where no interrupt tells of completions.
+/// The same if the controller has no interrupt: completions are found by these checks then.
 const POLL: Duration = Duration::from_millis(1);
 
-/// The starts that may fail one after another, and the pause before the second one; it doubles.
+/// The number of attempts to start a controller before it is given up, and the pause before the second one; it doubles.
 const STARTS: u32 = 4;
 const START_AGAIN: Duration = Duration::from_secs(1);
 
-/// A controller that works for that long after a reset has recovered. One that does not is given up after this many,
-/// of which none was for a request that takes too long.
+/// A controller that works for [`RECOVERED`] after a reset has recovered. One that has not recovered is given up when
+/// it fails after [`RESETS`] resets. Resets for commands that take too long do not count.
 const RECOVERED: Duration = Duration::from_secs(600);
 const RESETS: u32 = 5;
 
-/// The time that a controller may take to save what is in its cache.
+/// The time that a controller may take to write its cache to the medium when it is shut down.
 const SHUTS_DOWN: Duration = Duration::from_secs(10);
 
 /// The first pause between two looks at the controller's state, and the longest one.
 const FIRST_LOOK: Duration = Duration::from_micros(100);
 const LAST_LOOK: Duration = Duration::from_millis(10);
 
-/// The events after which other tasks have their turn.
+/// The number of events that are handled before other tasks have their turn.
 const EVENTS_AT_ONCE: usize = 8;
 
-/// The lines of the log about what a controller tells or causes by itself that come at once, and the time in which there
-/// is one more.
+/// The limit on lines in the log that a controller causes by itself: 16 at once, and one more each minute.
 const LINES: RateLimit = RateLimit::new(16, Duration::from_secs(60));
 
-/// The reason why a controller is not listened to any more.
+/// The reason why serving a controller ends.
 enum End {
     /// It is to be stopped for good.
     Leaves,
@@ -66,7 +65,7 @@ impl From<AdminError> for End {
     }
 }
 
-/// A controller, with what its task alone uses.
+/// A controller, with the state that its task alone uses.
 pub(crate) struct Life<'c, H: Hypervisor> {
     handle: Handle<H>,
     vcpus: &'c [VcpuSpawner<H>],
@@ -76,13 +75,13 @@ pub(crate) struct Life<'c, H: Hypervisor> {
     admin: Admin<H>,
     listeners: Listeners,
     lines: RateLimit,
-    /// Commands are looked at, next at that time.
+    /// The time of the next check of the commands; `None` while there are none.
     tick: Option<Instant>,
-    /// Namespaces are looked at again then, as the controller has refused to describe some for the moment.
+    /// The time at which namespaces are read again that the controller could not describe for the moment.
     look_again: Option<Instant>,
 }
 
-/// Runs a controller until it is let go of.
+/// Runs a controller until it is stopped for good.
 pub(crate) async fn live<H: Hypervisor>(
     handle: Handle<H>,
     vcpus: &[VcpuSpawner<H>],
@@ -120,7 +119,8 @@ pub(crate) async fn live<H: Hypervisor>(
     life.run().await;
     match life.stop().await {
         true => drop(registered),
-        // It may still be at work: it is told again when the domain ends, which does not start again in place then.
+        // It may still access memory: it stays registered, so that it is told to stop again when the domain ends, which
+        // then does not start again in place.
         false => core::mem::forget(registered),
     }
     life.listeners.stop();
@@ -132,8 +132,8 @@ impl<H: Hypervisor> Life<'_, H> {
         self.controller.name()
     }
 
-    /// Logs what the controller tells or causes by itself, unless there was too much of that. The controller's name comes
-    /// before the line.
+    /// Logs a line that the controller causes by itself, at level Debug if it has caused too many. The controller's
+    /// name is put before the line.
     fn tell(&mut self, level: Level, line: fmt::Arguments<'_>) {
         let level = match self.lines.take(self.handle.now()) {
             true => level,
@@ -142,7 +142,7 @@ impl<H: Hypervisor> Life<'_, H> {
         log::log!(level, "nvme:{}{line}", self.name());
     }
 
-    /// Returns when the controller is to be stopped for good.
+    /// Starts and serves the controller, and resets it when it fails. Returns when it is to be stopped for good.
     async fn run(&mut self) {
         let mut resets = 0;
         let mut begun = self.begin().await;
@@ -163,8 +163,8 @@ impl<H: Hypervisor> Life<'_, H> {
             if self.handle.now().since(since) >= RECOVERED {
                 resets = 0;
             }
-            // A reset for requests that take too long counts against these alone, of which each fails at its second
-            // one: otherwise a guest could have the controller given up for all others.
+            // A reset because of commands that take too long counts only against these, each of which fails at its
+            // second reset: otherwise a guest could have the controller given up for all others.
             let mut pairs = self.controller.pairs().iter();
             if !pairs.any(|pair| pair.lock().has_late()) {
                 resets += 1;
@@ -176,7 +176,7 @@ impl<H: Hypervisor> Life<'_, H> {
         }
     }
 
-    /// Starts the controller, if need be again and again. The error is why it is to be given up.
+    /// Starts the controller, in up to [`STARTS`] attempts. The error is the reason for which it is to be given up.
     async fn begin(&mut self) -> Result<(), Refusal> {
         let mut pause = START_AGAIN;
         let mut attempt = 1;
@@ -205,7 +205,7 @@ impl<H: Hypervisor> Life<'_, H> {
         }
     }
 
-    /// Listens to the controller as long as it works.
+    /// Serves the controller for as long as it works.
     async fn serve(&mut self) -> End {
         loop {
             if self.controller.is_leaving() {
@@ -218,7 +218,8 @@ impl<H: Hypervisor> Life<'_, H> {
         }
     }
 
-    /// Does what there is to do.
+    /// Handles the controller's events, checks its commands if that is due, and does what queues or the operator have
+    /// asked for.
     async fn attend(&mut self) -> Result<(), End> {
         let called = self.controller.watch().take_call();
         let mut events = 0;
@@ -250,7 +251,7 @@ impl<H: Hypervisor> Life<'_, H> {
             if self.is_idle() {
                 let watch = self.controller.watch();
                 watch.end_ticks();
-                // A command that came in between has seen that there are ticks.
+                // A command that was sent in between found the ticks still on, and has not called this task.
                 match self.is_idle() {
                     true => self.tick = None,
                     false => watch.begin_ticks(),
@@ -280,7 +281,7 @@ impl<H: Hypervisor> Life<'_, H> {
             .all(|pair| pair.lock().is_idle())
     }
 
-    /// Waits for the controller, for the queue pairs, or for the next look at the commands.
+    /// Waits for an interrupt of the controller, a call of a queue pair, or the next check that is due.
     async fn something_happens(&self) {
         let due = [self.tick, self.look_again].into_iter().flatten().min();
         let mut over = pin!(OptionFuture::from(
@@ -301,7 +302,7 @@ impl<H: Hypervisor> Life<'_, H> {
         .await;
     }
 
-    /// Stops the controller at once. Returns whether it accesses no memory any more.
+    /// Stops the controller without a shutdown. Returns whether it accesses no memory any more.
     async fn halt(&mut self) -> bool {
         for pair in self.controller.pairs() {
             pair.lock().stop();
@@ -315,7 +316,7 @@ impl<H: Hypervisor> Life<'_, H> {
             .await;
         let gone = registers::status(&*registers).is_gone();
         if !stopped || gone {
-            // Its configuration says that it may access no memory. If it is not even there, it cannot.
+            // Without bus mastering it cannot access memory, whether or not it still answers.
             match self.function.set_bus_mastering(false).await {
                 Ok(()) => stopped = true,
                 Err(error) => log::warn!("nvme:{}: {error}", self.name()),
@@ -335,7 +336,8 @@ impl<H: Hypervisor> Life<'_, H> {
         true
     }
 
-    /// Stops the controller in order: what is in its cache is saved. Returns whether it accesses no memory any more.
+    /// Shuts the controller down, so that it writes its cache to the medium, and stops it. Returns whether it accesses
+    /// no memory any more.
     async fn stop(&mut self) -> bool {
         let registers = self.controller.registers().clone();
         self.controller.set_ready(false);
@@ -364,7 +366,7 @@ impl<H: Hypervisor> Life<'_, H> {
         halted
     }
 
-    /// Looks at the controller's state until it is as wanted. Returns false if that takes too long.
+    /// Polls the controller's status until it is as wanted. Returns false if that takes longer than `timeout`.
     async fn until(
         &self,
         timeout: Duration,
@@ -385,7 +387,7 @@ impl<H: Hypervisor> Life<'_, H> {
     }
 }
 
-/// Returns a time in seconds.
+/// Returns a time in whole seconds, the unit in which the age of commands is measured.
 fn seconds(time: Instant) -> u32 {
     (time.0 / 1_000_000_000) as u32
 }

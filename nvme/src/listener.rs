@@ -1,4 +1,4 @@
-//! The tasks that wait for a controller's interrupts, each on the vCPU that serves with the queue pair.
+//! The tasks that wait for the interrupts of a controller's queue pairs, each on the vCPU of its pair.
 
 use crate::controller::Controller;
 use crate::function::Vectors;
@@ -10,15 +10,15 @@ use bulkhead_executor::{EventChannel, Handle, Handover, Task, VcpuSpawner};
 use bulkhead_xen::{Errno, Hypervisor};
 use spin::Mutex;
 
-/// Those of one controller.
+/// The tasks of one controller.
 #[derive(Default)]
 pub struct Listeners {
     tasks: Vec<Task>,
 }
 
 impl Listeners {
-    /// Binds the interrupt of each queue pair on its vCPU. A function with a single interrupt, or none, has the
-    /// controller's task look at the queue pairs. The error names the interrupt.
+    /// Binds the interrupt of each queue pair on its vCPU. If the function has a single interrupt, or none, it binds
+    /// none, and the controller's task looks at the queue pairs. The error names the interrupt.
     pub async fn listen<H: Hypervisor>(
         &mut self,
         controller: &Arc<Controller>,
@@ -48,7 +48,7 @@ impl Listeners {
                             let mut any = pair.lock().take();
                             vectors.handled(vector, &hypervisor);
                             while any {
-                                // The queues serve what has completed; the controller completes more meanwhile.
+                                // The queues' tasks run, and the controller completes more commands meanwhile.
                                 handle.yield_now().await;
                                 any = pair.lock().take();
                             }
@@ -73,8 +73,8 @@ impl Listeners {
     }
 }
 
-/// Holds interrupts back, as long as it is known when several completions will be there, and looks for them then. Returns
-/// whether there was an interrupt for completions that were taken without it.
+/// Masks the interrupt for as long as [`Moderation`] expects several completions at a known time, and looks for them
+/// then. Returns whether the interrupt was raised meanwhile, for completions that were taken without it.
 async fn hold_back<H: Hypervisor>(
     handle: &Handle<H>,
     channel: &EventChannel<H>,
@@ -94,7 +94,8 @@ async fn hold_back<H: Hypervisor>(
         handle.sleep(pause).await;
         pair.lock().take_expected();
     }
-    // What the controller has completed by now is looked for, and need not interrupt; what it completes later does.
+    // Commands that were completed until here are found by `look`, and their interrupt is dropped; later ones
+    // interrupt.
     let interrupted = held_back && channel.forget();
     pair.lock().look();
     if held_back {

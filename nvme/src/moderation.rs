@@ -8,30 +8,30 @@
 use bulkhead_xen::Instant;
 use core::time::Duration;
 
-/// The shortest pause. Xen's timers are late by up to this (`timer_slop`), and a controller that is so quick that less
-/// would do keeps the vCPU awake anyway.
+/// The shortest pause, in nanoseconds. Xen's timers are late by up to this (`timer_slop`), and a controller that is so
+/// fast that a shorter pause would do keeps the vCPU awake anyway.
 const LEAST: u64 = 50_000;
 
-/// The longest pause, unless the operator sets a shorter one (`hold=`).
+/// The longest pause, in nanoseconds, unless the operator sets a shorter one (`hold=`).
 const MOST: u64 = 1_000_000;
 
-/// The part of the commands at work for whose completions a pause lasts.
+/// A pause is for the completions of one in this many of the commands in flight.
 const PART: usize = 4;
 
-/// What is known of the speed of one queue pair's controller. Times are in nanoseconds.
+/// The estimate of how fast the controller completes the commands of one queue pair. Times are in nanoseconds.
 pub struct Moderation {
     most: u64,
-    /// The usual time between two completions.
+    /// The average time between two completions, a moving one.
     gap: u64,
-    /// The time of the last look, and the completions by then.
+    /// The time of the last look, and the number of completions by then.
     since: Instant,
     done: u64,
-    /// The controller had nothing more to do then.
+    /// No commands were in flight after the last look.
     idle: bool,
 }
 
 impl Moderation {
-    /// Returns what is known in the beginning. No pause is longer than `hold`.
+    /// Returns the estimate before the first completion. No pause is longer than `hold`, or than 1 ms.
     pub fn new(hold: Option<Duration>) -> Self {
         let hold = hold.map_or(MOST, |hold| hold.as_nanos() as u64);
         Moderation {
@@ -44,14 +44,14 @@ impl Moderation {
     }
 
     /// Returns for how long interrupts are held back, after a look at which the controller had completed `done` commands
-    /// since the beginning and had `at_work` more. `None` if it is to interrupt: always if nothing came since the last
-    /// look, so that a controller that does nothing costs nothing.
+    /// since the beginning and had `at_work` in flight. `None` if the controller is to interrupt, as it is whenever
+    /// nothing completed since the last look: an idle controller costs nothing.
     pub fn pause(&mut self, now: Instant, at_work: usize, done: u64) -> Option<Duration> {
         let span = now.0.saturating_sub(self.since.0);
         let new = done.wrapping_sub(self.done);
         (self.since, self.done) = (now, done);
         let was_idle = core::mem::replace(&mut self.idle, at_work == 0);
-        // What took longer was a pause of the guest's.
+        // A longer time is one in which the guest sent no requests.
         let gap = span.checked_div(new)?.min(MOST);
         if !was_idle {
             self.gap = (3 * self.gap + gap) / 4;

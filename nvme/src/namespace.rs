@@ -1,4 +1,4 @@
-//! A namespace, and each of its users as a block device.
+//! A namespace, and the block device that each of its users has.
 
 use crate::command::{ControllerData, NamespaceData, NamespaceId};
 use crate::controller::Controller;
@@ -18,14 +18,14 @@ use spin::{Mutex, Once};
 /// A namespace.
 pub struct Namespace {
     id: NamespaceId,
-    /// What it was when it was found. Its size may change, and whether it can be written to.
+    /// Its identify structure when it was found. Its size, and whether it can be written to, may have changed since.
     data: NamespaceData,
-    /// How it forgets data, if it can.
+    /// The command by which it discards data, if there is one.
     forgets: Option<Action>,
     flushes: bool,
     sectors: AtomicU64,
     read_only: AtomicBool,
-    /// Why it is not served any more.
+    /// The reason why it is not served any more.
     failure: Once<String>,
     users: AtomicUsize,
     changed: Mutex<Waiters>,
@@ -58,23 +58,23 @@ impl Namespace {
         self.id
     }
 
-    /// Returns its size.
+    /// Returns its size, in sectors of 512 bytes.
     #[inline]
     pub fn sectors(&self) -> Sector {
         Sector(self.sectors.load(Ordering::Relaxed))
     }
 
-    /// Returns what it was when it was found.
+    /// Returns its identify structure as it was when the namespace was found.
     pub fn data(&self) -> &NamespaceData {
         &self.data
     }
 
-    /// Returns the command that forgets its data, if there is one.
+    /// Returns the command by which it discards data, if there is one.
     pub fn forgets(&self) -> Option<Action> {
         self.forgets
     }
 
-    /// Returns whether data that was written is to be made durable by a command.
+    /// Returns whether writes need a flush to be durable.
     pub fn flushes(&self) -> bool {
         self.flushes
     }
@@ -94,12 +94,13 @@ impl Namespace {
         self.failure.get().map(String::as_str)
     }
 
-    /// Serves it no more.
+    /// Stops serving it: requests and new queues fail. The first reason is kept.
     pub fn fail(&self, reason: &str) {
         self.failure.call_once(|| reason.to_string());
     }
 
-    /// Takes note of what it is now. Returns false if that is another namespace, in its place.
+    /// Applies its present size and write protection. Returns false, and changes nothing, if `now` describes another
+    /// namespace of the same number: other identifiers, or another size of blocks.
     pub fn update(&self, now: &NamespaceData) -> bool {
         let same = now.sector_size == self.data.sector_size && now.guid == self.data.guid;
         if same {
@@ -112,7 +113,7 @@ impl Namespace {
     }
 }
 
-/// A namespace that somebody has opened.
+/// A user's claim on a namespace, shared by the user's queues.
 pub struct Opened {
     pub controller: Arc<Controller>,
     pub namespace: Arc<Namespace>,
@@ -125,7 +126,7 @@ impl Drop for Opened {
         let namespace = &self.namespace;
         namespace.changed.lock().forget(self.watcher);
         namespace.users.fetch_sub(1, Ordering::AcqRel);
-        // Who waits for the last user may go on.
+        // Wakes the tasks that wait for the namespace to be unused.
         self.controller.watch().changed();
     }
 }
@@ -134,7 +135,7 @@ impl Drop for Opened {
 pub struct Device(Arc<Opened>);
 
 impl Device {
-    /// Opens a namespace, to be written to if it can be.
+    /// Opens a namespace for reading and, unless it is write-protected, writing.
     pub fn new(controller: Arc<Controller>, namespace: Arc<Namespace>) -> Device {
         namespace.users.fetch_add(1, Ordering::AcqRel);
         let watcher = namespace.changed.lock().number();
@@ -167,7 +168,7 @@ impl BlockDevice for Device {
             sector_size: data.sector_size,
             physical_sector_size: data.physical_sector_size,
             read_only,
-            // Without a cache there is nothing to do for it, and no guest has to do without.
+            // Offered without a cache, too: a flush then completes at once.
             flush: true,
             discard: namespace.forgets.filter(|_| !read_only).map(|_| limits),
         }

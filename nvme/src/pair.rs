@@ -1,7 +1,10 @@
-//! A queue pair: the commands of all queues that one vCPU serves.
+//! A queue pair: the commands of all queues that one vCPU serves, or several vCPUs if the controller has fewer pairs
+//! than there are vCPUs.
 //!
-//! That vCPU is the only one that locks it while requests are served, so the lock is never waited for; the control
-//! plane takes it to start, stop and look for commands that take too long.
+//! If each vCPU has a pair and each pair an interrupt, that vCPU is the only one that locks the pair while requests are
+//! served, and does not wait for the lock. Otherwise vCPUs that share a pair, or the first vCPU with the controller's
+//! only interrupt, may wait for each other. The controller's task locks it to start, to stop and, each second, to find
+//! commands that take too long.
 
 mod control;
 mod parts;
@@ -24,17 +27,18 @@ use core::task::{Context, Poll};
 
 pub use control::State;
 
-/// The times that a command is sent again that the controller has not done but may do.
+/// The number of times that a command is sent again which has failed and may be retried, or which a reset has
+/// interrupted.
 const MOST_RETRIES: u8 = 3;
 
-/// What a queue pair has done so far.
+/// The counts of a queue pair's commands so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Commands that were sent.
+    /// Commands that were sent. One that is sent again is not counted again.
     pub commands: u64,
-    /// Those of them that were sent because one command could not serve a request.
+    /// Those of them that serve a part of a request.
     pub parts: u64,
-    /// Commands that failed.
+    /// Completions with an error, including those after which a command was sent again.
     pub failed: u64,
     /// Writes to doorbells.
     pub doorbells: u64,
@@ -52,20 +56,21 @@ pub struct Pair {
     lists: Lists,
     slots: Slots,
     splits: Splits,
-    /// The most that the controller forgets at a time.
+    /// The most that the controller deallocates or clears with one command.
     limits: Limits,
     clients: Vec<Client>,
-    /// The clients that were turned away and have not come back.
+    /// The number of clients of which a request was refused as no slot was free, and that still wait for one.
     turned_away: usize,
-    /// The client that is told first of a free command.
+    /// The client that is offered a free slot first.
     turn: usize,
-    /// The number of the current tick.
+    /// The current time in seconds, as of the last check of the commands.
     now: u32,
     counts: Counts,
 }
 
 impl Pair {
-    /// Takes the memory of a queue pair whose commands have at most `most_bytes` bytes, and forget what is within `limits`.
+    /// Allocates the memory of a queue pair whose commands transfer at most `most_bytes` bytes, and deallocate or clear
+    /// what is within `limits`.
     pub fn new(
         queue: QueueId,
         (registers, memory): (Arc<dyn Registers>, &dyn DmaMemory),
@@ -144,7 +149,7 @@ impl Pair {
         Submitted::Pending
     }
 
-    /// Takes a request to make durable what is written.
+    /// Takes a request to make completed writes durable.
     pub fn flush(&mut self, number: usize, tag: Tag, blocks: Blocks) -> Submitted {
         if let Some(submitted) = self.cannot_take(number) {
             return submitted;
@@ -157,7 +162,7 @@ impl Pair {
         Submitted::Pending
     }
 
-    /// Returns the answer to a request that cannot be taken.
+    /// Returns the answer to a request that cannot be taken now: busy, or failed. `None` if it can be taken.
     #[inline]
     fn cannot_take(&mut self, number: usize) -> Option<Submitted> {
         match self.state {
@@ -169,7 +174,8 @@ impl Pair {
         (!has_share || self.clients[number].is_full()).then(|| self.turn_away(number))
     }
 
-    /// Returns whether a client may have one more command, though others wait for some.
+    /// Returns whether a client may have one more command while others wait for one: if it has less than its equal
+    /// share.
     #[cold]
     fn has_share(&self, number: usize) -> bool {
         let active = self.clients.iter().filter(|client| client.is_active());
@@ -201,7 +207,7 @@ impl Pair {
         }
     }
 
-    /// Tells the controller of the commands that were sent.
+    /// Rings the doorbell for the commands that were put into the submission queue.
     #[inline]
     pub fn submit(&mut self) {
         if self.state == State::Running {
@@ -209,9 +215,9 @@ impl Pair {
         }
     }
 
-    /// Takes the completions that the controller has written, and prepares to send what waited for them. Returns
-    /// whether there were any. The controller learns that they were taken when that is worthwhile, or by the next
-    /// [`look`](Self::look): each of them has an interrupt, and the task that is interrupted looks.
+    /// Takes the completions that the controller has written, and puts commands that waited for a slot into the
+    /// submission queue. Returns whether there were any completions. The completion doorbell is rung once there are
+    /// enough of them, or by the next [`look`](Self::look), which follows since each completion raises an interrupt.
     #[inline]
     pub fn collect(&mut self) -> bool {
         if self.state != State::Running {
@@ -231,7 +237,7 @@ impl Pair {
         any
     }
 
-    /// Takes all completions, and sends what waited for them. Returns whether there were any.
+    /// Takes all completions, and sends commands that waited for a slot. Returns whether there were any completions.
     pub fn take(&mut self) -> bool {
         let mut any = false;
         while self.collect() {
@@ -241,20 +247,22 @@ impl Pair {
         any
     }
 
-    /// Takes all completions, and sends what waited for them. An interrupt tells of those that come after this.
+    /// Takes all completions, and sends commands that waited for a slot. Completions that come after this raise an
+    /// interrupt.
     pub fn look(&mut self) {
         loop {
             self.take();
-            // A controller may interrupt only when all that it has written before was taken (the IS bit of MSI, in
-            // section 3.5.1 of the PCIe transport): what it wrote before it learned of that is looked for once more.
+            // A controller may raise no interrupt while completions have not been acknowledged (the IS bit of MSI,
+            // section 3.5.1 of the PCIe Transport specification): those that it wrote before the doorbell was rung are
+            // looked for once more.
             if self.state != State::Running || !self.rings.acknowledge(&*self.registers, true) {
                 return;
             }
         }
     }
 
-    /// Takes note of a completion. Returns false if there is no such command: nothing that the controller says is
-    /// believed from then on.
+    /// Handles a completion. Returns false if there is no such command: the queue pair is not looked at any more until
+    /// the controller was reset.
     #[inline]
     fn completed(&mut self, completion: Completion) -> bool {
         let Some(slot) = self.slots.find(completion.id()) else {
@@ -268,7 +276,7 @@ impl Pair {
         true
     }
 
-    /// Sends a command again that the controller has not done but may do. Returns false if it is not to be.
+    /// Counts a failed command, and sends it again if it may be retried. Returns false if it is not sent again.
     #[cold]
     fn send_again(&mut self, number: usize, status: Status) -> bool {
         self.counts.failed += 1;
@@ -283,7 +291,7 @@ impl Pair {
         true
     }
 
-    /// Ends a command.
+    /// Ends a command, and frees its slot.
     #[inline]
     fn end(&mut self, number: usize, status: Status) {
         let slot = self.slots.release(number);
@@ -295,7 +303,7 @@ impl Pair {
         self.clients[usize::from(slot.client)].command_ended();
     }
 
-    /// Tells the outcome of a command to the request that it belongs to.
+    /// Passes the outcome of a command to the request that it belongs to.
     #[inline]
     fn settle(&mut self, owner: Owner, client: usize, outcome: Result<(), IoError>) {
         match owner {
@@ -311,7 +319,8 @@ impl Pair {
         }
     }
 
-    /// Passes a client's completions on. Ready if there were some, or if it may try again what was turned away.
+    /// Passes a client's completions to `sink`. Ready if there were any, or if the client may submit a refused request
+    /// again.
     #[inline]
     pub fn poll(
         &mut self,
@@ -321,7 +330,7 @@ impl Pair {
     ) -> Poll<()> {
         loop {
             let more = self.collect();
-            // What was sent because something else has completed.
+            // Commands that got a slot because others have completed.
             self.submit();
             let drained = self.clients[number].drain(sink);
             if drained.gave_up {
@@ -339,7 +348,7 @@ impl Pair {
     }
 }
 
-/// Returns the command for the first `count` blocks.
+/// Returns the command that reads or writes the first `count` blocks.
 #[inline]
 fn transfer(action: Action, blocks: &Blocks, count: u64) -> Command {
     match action {
@@ -349,7 +358,7 @@ fn transfer(action: Action, blocks: &Blocks, count: u64) -> Command {
     }
 }
 
-/// Returns the command that forgets the first `count` blocks.
+/// Returns the command that deallocates or clears the first `count` blocks. A range is written into the slot's list.
 fn forget(action: Action, blocks: &Blocks, count: u64, lists: &Lists, slot: usize) -> Command {
     if action == Action::WriteZeroes {
         return nvm::write_zeroes(blocks.namespace, blocks.start, count as u32);

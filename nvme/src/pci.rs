@@ -1,4 +1,4 @@
-//! The driver as crate `pci` knows it: it takes the functions that are NVMe controllers.
+//! The driver for crate `pci`, which takes the PCI functions that are NVMe controllers.
 
 use crate::controllers::Controllers;
 use crate::function::{BusMastering, Function, Vectors};
@@ -15,14 +15,14 @@ const CLASS: u32 = 0x01_08_02;
 /// The BAR with the registers.
 const BAR: u8 = 0;
 
-/// The most bytes of registers that are mapped: more than the doorbells of all vCPUs take.
+/// The most bytes of registers that are mapped. Queue pairs whose doorbells lie beyond are not used.
 const MOST_REGISTERS: u64 = 64 << 10;
 
 /// The driver of NVMe controllers among the PCI functions of this domain.
 pub struct NvmeDriver<H: PciHost>(Rc<Controllers<H>>);
 
 impl<H: PciHost> NvmeDriver<H> {
-    /// Returns the driver that adds what it takes to these controllers.
+    /// Returns the driver that adds the controllers which it is offered to these.
     pub fn new(controllers: Rc<Controllers<H>>) -> Self {
         NvmeDriver(controllers)
     }
@@ -44,7 +44,7 @@ impl<H: PciHost> Driver<H> for NvmeDriver<H> {
     }
 }
 
-/// Drives a function until it is to be let go of, and then until no disk lies on it.
+/// Drives a function until it is to be let go of and, if it is detached, until no disk lies on it.
 async fn drive<H: PciHost>(
     controllers: Rc<Controllers<H>>,
     function: Rc<bulkhead_pci::Function<H>>,
@@ -93,7 +93,8 @@ impl<H: PciHost> Attached<H> {
             return Err(PciError::Protected { bar: BAR });
         }
         let registers = function.open_registers(BAR, 0..end).await?;
-        // One for the admin queue, and one for each queue pair. They are enabled once: nothing fails after this.
+        // One for the admin queue, and one for each queue pair. They can be enabled only once, so nothing below may
+        // fail.
         let vectors = match function
             .enable_interrupts(controllers.vcpus().len() + 1)
             .await
@@ -161,7 +162,7 @@ impl<H: PciHost> Vectors<H> for PciVectors {
         if hypervisor.needs_eoi(pirq)
             && let Err(error) = hypervisor.eoi(pirq)
         {
-            log::error!("interrupt {pirq} cannot be ended: {error}");
+            log::error!("Xen does not take the end of interrupt {pirq}: {error}");
         }
     }
 }

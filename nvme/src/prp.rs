@@ -1,27 +1,28 @@
-//! Physical region pages: how a command names the memory of its data.
+//! Physical region pages (PRP), by which a command names the memory of its data (NVMe Base Specification, "Physical
+//! Region Page Entry and List").
 //!
 //! The first entry may point into a page; all others point to the start of one, and all but the last to a whole page.
-//! What cannot be named like that is cut into runs that can be, one command each.
+//! Data that cannot be named like that is cut into runs that can be, one command each.
 
 use bulkhead_dma::{DmaPages, NoPages, WORDS};
 use bulkhead_images::{IoError, IoSegment};
 use bulkhead_xen::{DmaMemory, PAGE_SIZE};
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// The most bytes of one command: its list then takes half a page at most.
+/// The most bytes of one command. Its list takes half a page then.
 pub const MOST_BYTES: usize = 1 << 20;
 
 /// A part of a request's data: bytes within one page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// Where the controller finds the first of them.
+    /// The bus address of the first byte.
     pub address: u64,
     /// Their number.
     pub len: usize,
 }
 
 impl Part {
-    /// Returns what the controller has to know of a segment.
+    /// Returns the bus address and length of a segment. Fails if it has no bus address, or no bytes.
     #[inline]
     pub fn of(segment: &IoSegment) -> Result<Part, IoError> {
         match segment.dma_addr() {
@@ -46,7 +47,7 @@ impl Part {
     }
 }
 
-/// Parts from the first on that one command can name.
+/// The parts, from the first on, that one command can name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
     /// The number of parts.
@@ -57,7 +58,7 @@ pub struct Run {
     pub pointer: [u64; 2],
 }
 
-/// Finds the longest run, whose entries but the first are written into `list`.
+/// Returns the longest run of parts that one command can name; all its entries but the first are written into `list`.
 #[inline]
 pub fn run(
     mut parts: impl Iterator<Item = Result<Part, IoError>>,
@@ -87,9 +88,9 @@ pub fn run(
     })
 }
 
-/// The list of the pages of one command, or other words that a command names.
+/// The PRP list of one command, or a range to deallocate.
 pub struct List<'l> {
-    /// Where the controller finds it.
+    /// Its bus address.
     pub address: u64,
     /// The words.
     pub entries: &'l [AtomicU64],
@@ -101,13 +102,15 @@ pub struct Lists {
     entries: usize,
 }
 
-/// The least entries of a list: a range to deallocate.
+/// The least number of entries of a list: those of a range to deallocate.
 const LEAST_ENTRIES: usize = 2;
 
 impl Lists {
-    /// Takes the memory of lists for `count` commands of up to `most_bytes` bytes, at most those of a page of entries.
+    /// Allocates the lists of `count` commands that transfer up to `most_bytes` bytes. A list has at most a page of
+    /// entries.
     pub fn new(memory: &dyn DmaMemory, count: usize, most_bytes: usize) -> Result<Lists, NoPages> {
-        // The first page of a command is not in its list; but data that does not begin with a page has one page more.
+        // The first page of a command is not in its list, but data that does not begin at a page boundary spans one
+        // page more.
         let entries = most_bytes.div_ceil(PAGE_SIZE).next_power_of_two();
         let entries = entries.clamp(LEAST_ENTRIES, WORDS);
         Ok(Lists {
@@ -116,7 +119,7 @@ impl Lists {
         })
     }
 
-    /// Returns the list of a command. No list lies across the end of a page.
+    /// Returns the list of a command, by the number of its slot. No list crosses the end of a page.
     #[inline]
     pub fn of(&self, command: usize) -> List<'_> {
         let each = WORDS / self.entries;

@@ -1,4 +1,4 @@
-//! The queue of one of a guest's rings: the guest's requests as commands on the queue pair of its vCPU.
+//! The queue that serves one ring of a guest's: turns the guest's requests into commands on a queue pair.
 
 use crate::command::Lba;
 use crate::namespace::Opened;
@@ -24,7 +24,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Opens a queue on the vCPU that calls this.
+    /// Opens a queue on the pair of the vCPU in `context`; vCPUs share pairs if there are fewer pairs.
     pub fn new(opened: Arc<Opened>, context: &QueueContext) -> Result<Queue, OpenQueueError> {
         let controller = &opened.controller;
         let pairs = controller.pairs();
@@ -47,7 +47,7 @@ impl Queue {
             alignment: sector_size,
             access: DataAccess::Dma,
             fua: true,
-            // The controller's task sees to it that everything completes.
+            // The controller's task aborts commands that take too long, or resets the controller.
             timeout: None,
             at_once: false,
         };
@@ -65,7 +65,7 @@ impl Queue {
         self.opened.controller.pairs()[self.pair].lock()
     }
 
-    /// Returns the blocks of a request of `bytes` bytes.
+    /// Returns the blocks of a request of `bytes` bytes, if it is allowed, within the namespace and aligned.
     #[inline]
     fn blocks(&self, sector: Sector, bytes: u64, writes: bool) -> Result<Blocks, IoError> {
         let namespace = &self.opened.namespace;
@@ -98,7 +98,7 @@ impl Queue {
         let (action, blocks) = match io.op {
             Op::Read { sector } => (Action::Read, self.blocks(sector, data(), false)?),
             Op::Write { sector, fua } => {
-                // Without a cache, all writes are durable.
+                // Without a volatile cache, all writes are durable.
                 let action = match fua && namespace.flushes() {
                     true => Action::WriteThrough,
                     false => Action::Write,

@@ -1,4 +1,5 @@
-//! The registers of a controller: where they are, and what their bits mean.
+//! The registers of a controller (NVMe Base Specification, "Controller Properties"; doorbells: PCIe Transport
+//! specification).
 
 use bulkhead_xen::Registers;
 use core::time::Duration;
@@ -20,30 +21,31 @@ const ADMIN_COMPLETION: usize = 0x30;
 /// The first doorbell: that of the admin submission queue.
 const DOORBELLS: usize = 0x1000;
 
-/// CC.EN: the controller works.
+/// CC.EN: the controller is enabled.
 const ENABLE: u32 = 1;
-/// CC.SHN = 01b: a normal shutdown is to be prepared.
+/// CC.SHN = 01b: the controller is to shut down normally.
 const SHUTDOWN: u32 = 1 << 14;
-/// What is configured while the controller is enabled: entries of 64 and 16 bytes, pages of 4 KiB, NVM commands.
+/// The configuration (CC) while the controller is enabled: queue entries of 64 and 16 bytes, pages of 4 KiB, and the
+/// NVM command set.
 const USUAL: u32 = 6 << 16 | 4 << 20;
 
-/// What a controller can do at all.
+/// The capabilities of a controller (CAP).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities(u64);
 
 impl Capabilities {
-    /// Returns the most entries that a queue may have.
+    /// Returns the most entries that an I/O queue may have (MQES).
     pub fn queue_entries(self) -> usize {
         (self.0 & 0xffff) as usize + 1
     }
 
-    /// Returns the time in which the controller becomes ready, or stops.
+    /// Returns the time in which the controller becomes ready, or stops (TO): 0.5 to 127.5 seconds.
     pub fn timeout(self) -> Duration {
-        // Some give 0.
+        // Some controllers report 0.
         Duration::from_millis(500) * (self.0 >> 24 & 0xff).max(1) as u32
     }
 
-    /// Returns the bytes from one doorbell to the next.
+    /// Returns the number of bytes from one doorbell to the next (DSTRD).
     pub fn doorbell_stride(self) -> usize {
         4 << (self.0 >> 32 & 0xf)
     }
@@ -53,39 +55,39 @@ impl Capabilities {
         self.0 >> 37 & 1 == 1
     }
 
-    /// Returns the size of the controller's smallest page, as a power of two.
+    /// Returns the size of the controller's smallest page in bytes, as a power of two (MPSMIN).
     pub fn smallest_page(self) -> u32 {
         12 + (self.0 >> 48 & 0xf) as u32
     }
 }
 
-/// What a controller says of its state.
+/// The status of a controller (CSTS).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ControllerStatus(u32);
 
 impl ControllerStatus {
-    /// Every bit is set: the device is not there.
+    /// Returns whether every bit is set: the device does not answer.
     pub fn is_gone(self) -> bool {
         self.0 == u32::MAX
     }
 
-    /// The controller takes commands.
+    /// Returns whether the controller takes commands (RDY).
     pub fn is_ready(self) -> bool {
         self.0 & 1 == 1
     }
 
-    /// The controller has failed, and only a reset may help.
+    /// Returns whether the controller has failed, and only a reset may help (CFS).
     pub fn is_fatal(self) -> bool {
         self.0 >> 1 & 1 == 1
     }
 
-    /// The shutdown that was asked for is over.
+    /// Returns whether the shutdown that was asked for is complete (SHST).
     pub fn is_shut_down(self) -> bool {
         self.0 >> 2 & 3 == 2
     }
 }
 
-/// Reads what the controller can do. `None` if it is not there.
+/// Reads the controller's capabilities. `None` if the device does not answer.
 pub fn capabilities(registers: &dyn Registers) -> Option<Capabilities> {
     let value = registers.read64(CAPABILITIES);
     (value != u64::MAX).then_some(Capabilities(value))
@@ -97,7 +99,7 @@ pub fn version(registers: &dyn Registers) -> (u16, u8) {
     ((value >> 16) as u16, (value >> 8) as u8)
 }
 
-/// Reads the controller's state.
+/// Reads the controller's status.
 pub fn status(registers: &dyn Registers) -> ControllerStatus {
     ControllerStatus(registers.read32(STATUS))
 }
@@ -110,7 +112,7 @@ pub fn disable(registers: &dyn Registers) {
     }
 }
 
-/// Has the controller start, with the admin queues at those bus addresses.
+/// Has the controller start. Each of the admin queues is given by its bus address and its number of entries.
 pub fn enable(
     registers: &dyn Registers,
     (submission, entries): (u64, usize),
@@ -123,18 +125,19 @@ pub fn enable(
     registers.write32(CONFIGURATION, USUAL | ENABLE);
 }
 
-/// Has the controller write to its medium what it keeps in its cache, because it is about to be stopped.
+/// Has the controller shut down: it writes its cache to the medium.
 pub fn shut_down(registers: &dyn Registers) {
     registers.write32(CONFIGURATION, USUAL | ENABLE | SHUTDOWN);
 }
 
-/// Returns the doorbells of a queue pair: that of the submission queue, and that of the completion queue.
+/// Returns the offsets of the doorbells of a queue pair: that of the submission queue, and that of the completion
+/// queue.
 pub fn doorbells(queue: u16, stride: usize) -> (usize, usize) {
     let first = DOORBELLS + 2 * usize::from(queue) * stride;
     (first, first + stride)
 }
 
-/// Returns how many I/O queue pairs have their doorbells within that many bytes of registers.
+/// Returns the number of I/O queue pairs whose doorbells are within `bytes` bytes of registers.
 pub fn pairs_within(bytes: usize, stride: usize) -> usize {
     let pairs = bytes.saturating_sub(DOORBELLS) / (2 * stride);
     pairs.saturating_sub(1).min(u16::MAX.into())

@@ -6,21 +6,21 @@ use bulkhead_dma::{DmaPages, NoPages, WORDS};
 use bulkhead_xen::{DmaMemory, PAGE_SIZE, Registers};
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
-/// The most entries of a submission queue: those of a page. One of them stays free.
+/// The most entries of a submission queue: as many as fit a page. One of them stays free.
 pub const SUBMISSIONS: usize = WORDS / Command::WORDS;
 
-/// The most entries of a completion queue: those of a page.
+/// The most entries of a completion queue: as many as fit a page.
 const COMPLETIONS: usize = WORDS / Completion::WORDS;
 
-// An entry of a list of pages, or of a queue, is found in the same page by both sides.
+// The controller's pages are as large as this domain's, so that each queue or list is within one page of both.
 const _: () = assert!(crate::command::PAGE == PAGE_SIZE);
 
-/// The page of each queue.
+/// The number of each queue's page.
 const SUBMISSION: usize = 0;
 const COMPLETION: usize = 1;
 
-/// The entries that are taken off a completion queue before the controller learns of it, as long as no interrupt is
-/// waited for.
+/// The number of completions that are taken before the completion doorbell is rung, as long as the caller does not wait
+/// for an interrupt next.
 const UNACKNOWLEDGED: u32 = (COMPLETIONS / 4) as u32;
 
 /// A pair of queues, of one page each.
@@ -28,21 +28,21 @@ pub struct Rings {
     pages: DmaPages,
     submissions: usize,
     completions: usize,
-    /// The next entry to be filled, and what the controller knows of that.
+    /// The next entry to be filled, and the value that the doorbell was last rung with.
     tail: usize,
     told: usize,
-    /// The next entry to be read, and the phase that it has when it was written.
+    /// The next entry to be read, and the phase that it has once the controller has written it.
     head: usize,
     phase: bool,
     unacknowledged: u32,
     submission_doorbell: usize,
     completion_doorbell: usize,
-    /// The writes to doorbells.
+    /// The number of writes to doorbells.
     doorbells: u64,
 }
 
 impl Rings {
-    /// Takes the memory of both.
+    /// Allocates the memory of both queues.
     pub fn new(memory: &dyn DmaMemory) -> Result<Rings, NoPages> {
         Ok(Rings {
             pages: DmaPages::new(memory, 2)?,
@@ -59,11 +59,12 @@ impl Rings {
         })
     }
 
-    /// Empties both, for a controller that takes queues of up to `most` entries and is told of them next.
+    /// Empties both, for a controller that takes queues of up to `most` entries and is told of them next. `stride` is
+    /// the number of bytes from one doorbell to the next.
     pub fn reset(&mut self, queue: QueueId, most: usize, stride: usize) {
         self.pages.clear();
         self.pages.set_in_use(true);
-        // Powers of two: the place of an entry is then found without a division.
+        // Powers of two, so that indices wrap without a division.
         let power = |entries: usize| 1 << entries.ilog2();
         self.submissions = power(most.clamp(2, SUBMISSIONS));
         self.completions = power(most.clamp(2, COMPLETIONS));
@@ -95,8 +96,8 @@ impl Rings {
         self.submissions - 1
     }
 
-    /// Adds a command. The caller has no more than [`depth`](Self::depth) outstanding: a controller that has completed
-    /// a command has taken it and all before it off the queue.
+    /// Adds a command. The caller has no more than [`depth`](Self::depth) commands outstanding, so that the entry is
+    /// free: a controller that has completed a command has fetched it and all before it.
     #[inline]
     pub fn push(&mut self, command: &Command) {
         let words = self.pages.words(SUBMISSION);
@@ -110,13 +111,13 @@ impl Rings {
         self.tail = (self.tail + 1) & (self.submissions - 1);
     }
 
-    /// Tells the controller of the commands that were added.
+    /// Rings the submission doorbell, if commands were added.
     #[inline]
     pub fn submit(&mut self, registers: &dyn Registers) {
         if self.told != self.tail {
             self.told = self.tail;
             self.doorbells += 1;
-            // The entries are there before the controller is told.
+            // The entries are written before the doorbell is rung.
             fence(Ordering::Release);
             registers.write32(self.submission_doorbell, self.tail as u32);
         }
@@ -139,11 +140,11 @@ impl Rings {
         Some(completion)
     }
 
-    /// Tells the controller which completions were taken, if there are any and an interrupt is waited for next
-    /// (`listens`), or if there are enough of them to make that worthwhile. Returns whether it was told.
+    /// Rings the completion doorbell for the completions that were taken, if there are any and the caller waits for an
+    /// interrupt next (`listens`), or if there are enough of them. Returns whether it was rung.
     #[inline]
     pub fn acknowledge(&mut self, registers: &dyn Registers, listens: bool) -> bool {
-        // All that is outstanding must find room beside what the controller does not know to be taken.
+        // The completions of all outstanding commands must fit beside those that are not acknowledged.
         let room = (self.completions - self.submissions) as u32 + 1;
         let tells = self.unacknowledged >= if listens { 1 } else { UNACKNOWLEDGED.min(room) };
         if tells {

@@ -1,5 +1,5 @@
-//! The commands of a queue pair, from the moment at which the controller may see them until it has let go of their
-//! memory.
+//! The commands of a queue pair, from the time at which the controller may see them until it does not access their
+//! memory any more.
 
 use crate::command::{Command, CommandId, NamespaceId};
 use alloc::vec::Vec;
@@ -7,14 +7,14 @@ use bulkhead_grant::OutOfMemory;
 use bulkhead_grant::memory::filled;
 use bulkhead_images::Tag;
 
-/// The bits of a command's number that say which slot it is in. The others change with each use of the slot, so that
-/// a completion that comes twice, or late, is noticed.
+/// The number of bits of a command's number (CID) that name its slot. The other bits change with each use of the slot,
+/// so that a completion that comes twice, or late, is noticed.
 const SLOT_BITS: u32 = 6;
 
 /// The number of slots that can be told apart.
 pub const MOST: usize = 1 << SLOT_BITS;
 
-/// The one that a command belongs to.
+/// The request that a command belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
     /// A request, as a whole.
@@ -23,25 +23,25 @@ pub enum Owner {
     Split(u8),
 }
 
-/// A command, or the place of one.
+/// A slot, and the command in it, if it is used.
 #[derive(Clone, Copy, Debug)]
 pub struct Slot {
     /// The command as it was sent.
     pub command: Command,
-    /// Whose it is.
+    /// The request that it belongs to.
     pub owner: Owner,
     /// The queue that it came from.
     pub client: u16,
     generation: u16,
-    /// The tick at which it was sent.
+    /// The time at which it was sent, in seconds.
     pub since: u32,
-    /// The times that it was sent again.
+    /// The number of times that it was sent again; a reset on its account counts twice.
     pub retries: u8,
     /// The controller may have it.
     pub used: bool,
-    /// Nobody waits for it any more: it is not sent again.
+    /// Its request was cancelled: it is not sent again.
     pub unwanted: bool,
-    /// The controller was asked to give it up.
+    /// The controller was asked to abort it.
     pub aborted: bool,
 }
 
@@ -52,7 +52,7 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// Returns that many slots, at most [`MOST`].
+    /// Returns `count` free slots, at most [`MOST`].
     pub fn new(count: usize) -> Result<Slots, OutOfMemory> {
         debug_assert!(count <= MOST);
         let unused = Slot {
@@ -94,7 +94,8 @@ impl Slots {
         self.free.last().map(|slot| usize::from(*slot))
     }
 
-    /// Takes the [next](Self::next) slot for a command, which gets its number.
+    /// Puts a command into the [next](Self::next) slot, and returns it with the number that it gets there; `None` if no
+    /// slot is free.
     #[inline]
     pub fn take(
         &mut self,
@@ -139,7 +140,7 @@ impl Slots {
         slot.command
     }
 
-    /// Leaves only that many slots. Returns false if one of the others is used.
+    /// Removes all slots from `count` on. Returns false, and removes none, if one of these is used.
     pub fn shrink(&mut self, count: usize) -> bool {
         let unused = self.all[count..].iter().all(|slot| !slot.used);
         if unused {

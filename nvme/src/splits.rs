@@ -1,4 +1,4 @@
-//! Requests that one command cannot serve: how far each is.
+//! Requests that take several commands: the progress of each.
 
 use crate::command::{Lba, Limits, NamespaceId, nvm};
 use crate::prp::Part;
@@ -7,7 +7,7 @@ use bulkhead_grant::OutOfMemory;
 use bulkhead_grant::memory::{filled, room_for};
 use bulkhead_images::{IoError, MOST_FORGOTTEN, Tag};
 
-/// The most requests of a queue pair that are served in parts at a time; others have to wait.
+/// The most requests of a queue pair that are served in parts at a time; further ones wait.
 pub const MOST: usize = 8;
 
 /// The most segments of a request.
@@ -20,11 +20,11 @@ pub enum Action {
     Read,
     /// Writes them.
     Write,
-    /// Writes them; they are durable then (FUA).
+    /// Writes them; they are durable when the command completes (FUA).
     WriteThrough,
-    /// Forgets them, by Dataset Management.
+    /// Discards them, by Dataset Management.
     Deallocate,
-    /// Forgets them, by Write Zeroes.
+    /// Discards them, by Write Zeroes that deallocate.
     WriteZeroes,
 }
 
@@ -35,8 +35,7 @@ impl Action {
         matches!(self, Action::Read | Action::Write | Action::WriteThrough)
     }
 
-    /// Returns the most blocks of one command, of 2^`shift` bytes each, for a controller with these limits of what it forgets
-    /// at a time.
+    /// Returns the most blocks of one command, of 2^`shift` bytes each, for a controller with these limits.
     pub fn most_blocks(self, shift: u32, limits: Limits) -> u64 {
         match self {
             Action::Deallocate => limits.range.min(MOST_FORGOTTEN >> shift),
@@ -51,7 +50,7 @@ impl Action {
 pub struct Blocks {
     /// The namespace.
     pub namespace: NamespaceId,
-    /// The size of a block, as a power of two.
+    /// The size of a block in bytes, as a power of two.
     pub shift: u32,
     /// The first block.
     pub start: Lba,
@@ -63,19 +62,20 @@ pub struct Blocks {
 pub struct Split {
     /// The queue that it came from.
     pub client: u16,
-    /// What it is called there.
+    /// Its tag there.
     pub tag: Tag,
-    /// What it does.
+    /// The action.
     pub action: Action,
     /// The blocks for which no command was sent yet.
     pub left: Blocks,
-    /// The data of these, from `next` on.
+    /// The memory of its data.
     pub parts: Vec<Part>,
-    /// See [`parts`](Self::parts).
+    /// The number of parts for which a command was sent.
     pub next: usize,
-    /// The commands that have not ended.
+    /// The number of commands that have not ended.
     pub pending: usize,
-    /// The times that one of them was sent again, if no data is transferred: there is one at a time then.
+    /// The number of times that its commands were sent again after a reset, if no data is transferred: there is one at
+    /// a time then.
     pub retries: u8,
     /// The first failure; after it no more commands are sent.
     pub outcome: Result<(), IoError>,
@@ -88,12 +88,12 @@ impl Split {
         self.used && self.outcome.is_ok() && self.left.count > 0
     }
 
-    /// Returns whether it is over.
+    /// Returns whether all its commands have ended and no more are to be sent.
     pub fn is_done(&self) -> bool {
         self.used && self.pending == 0 && !self.has_more()
     }
 
-    /// Returns whether it is there at all.
+    /// Returns whether there is a request here.
     pub fn is_used(&self) -> bool {
         self.used
     }
@@ -106,7 +106,7 @@ pub struct Splits {
 }
 
 impl Splits {
-    /// Takes the memory of all.
+    /// Allocates the memory of all.
     pub fn new() -> Result<Splits, OutOfMemory> {
         let mut rooms = room_for(MOST)?;
         for _ in 0..MOST {
@@ -141,7 +141,8 @@ impl Splits {
         self.used > 0
     }
 
-    /// Begins with a request; `None` if there are too many. The caller puts the data into its parts.
+    /// Begins a request, and returns its number; `None` if there are [`MOST`] already. The caller fills its
+    /// [`parts`](Split::parts).
     pub fn begin(&mut self, client: u16, tag: Tag, action: Action, blocks: Blocks) -> Option<u8> {
         let number = self.all.iter().position(|split| !split.used)?;
         let split = &mut self.all[number];

@@ -1,10 +1,10 @@
-//! A controller as the last code of its domain sees it.
+//! Stopping a controller when the domain ends.
 
 use crate::registers::{disable, status};
 use alloc::sync::Arc;
 use bulkhead_xen::{Registers, StopDevice};
 
-/// Stops a controller without its task: when the domain ends, whatever ends it.
+/// Stops a controller without its task, when the domain shuts down or crashes.
 pub struct Stop(pub Arc<dyn Registers>);
 
 impl StopDevice for Stop {

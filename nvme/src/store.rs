@@ -18,8 +18,8 @@ use core::time::Duration;
 
 /// Returns the store `nvme:` of these controllers.
 ///
-/// A target names a controller by its PCI function, then a namespace if it is not the first one, then what of it is
-/// meant: `nvme:03:00.0`, `nvme:03:00.0/n2`, `nvme:03:00.0/root-alice`, `nvme:03:00.0/n2/vg0/alice`.
+/// A target names a controller by its PCI function, then a namespace if it is not the first one, then a volume if it is
+/// not the whole namespace: `nvme:03:00.0`, `nvme:03:00.0/n2`, `nvme:03:00.0/root-alice`, `nvme:03:00.0/n2/vg0/alice`.
 pub fn nvme_store<H: Hypervisor>(controllers: Rc<Controllers<H>>) -> DiskStore {
     DiskStore::new(Rc::new(Namespaces(controllers)))
 }
@@ -59,8 +59,8 @@ impl<H: Hypervisor> Namespaces<H> {
         })
     }
 
-    /// Returns the name by which a namespace is used through another controller, as both ports of a drive have it. It is
-    /// known if it has a name that no other one in the world has.
+    /// Returns the name under which a namespace is in use through another controller, such as the other port of the
+    /// same drive. Only a namespace with a globally unique identifier is recognised.
     fn used_through_another(&self, own: &Controller, namespace: &Namespace) -> Option<String> {
         let guid = namespace.data().guid;
         if guid == [0; 24] {
@@ -162,8 +162,8 @@ impl<H: Hypervisor> Disks for Namespaces<H> {
     fn list(&self) -> Vec<KnownDisk> {
         let mut all = Vec::new();
         for controller in self.0.list() {
-            // While it is reset, or does not work for the moment, its namespaces stay what they are, and what guests
-            // have of them is theirs.
+            // While it is reset, or does not work for the moment, its namespaces stay listed: guests' disks on them
+            // stay attached.
             if controller.is_leaving() {
                 continue;
             }
@@ -193,7 +193,7 @@ impl<H: Hypervisor> Disks for Namespaces<H> {
     }
 }
 
-/// Returns the name of a namespace. The first one is called as its controller.
+/// Returns the name of a namespace. The first one has the name of its controller.
 fn full_name(controller: &Controller, namespace: &Namespace) -> String {
     let first = controller.namespaces().first().map(|first| first.id());
     match first == Some(namespace.id()) {
@@ -202,7 +202,7 @@ fn full_name(controller: &Controller, namespace: &Namespace) -> String {
     }
 }
 
-/// Takes a disk's name apart.
+/// Splits a disk's name into the controller's name and the number of a namespace, if there is one.
 fn apart(name: &str) -> (&str, Option<NamespaceId>) {
     match name.split_once('/') {
         Some((function, number)) => (function, number_of(number)),
@@ -210,7 +210,7 @@ fn apart(name: &str) -> (&str, Option<NamespaceId>) {
     }
 }
 
-/// Returns the number that `n2` stands for.
+/// Returns the number in a word such as `n2`; `None` if it is not of that form.
 fn number_of(word: &str) -> Option<NamespaceId> {
     let digits = word.strip_prefix('n')?;
     let plain = digits.bytes().all(|digit| digit.is_ascii_digit()) && !digits.starts_with('0');

@@ -64,15 +64,15 @@ pub enum Log {
     ChangedNamespaces = 4,
 }
 
-/// Asks for the first `bytes` bytes of a log, a multiple of four. The controller reports the next event of the kind
-/// that the log is about after this.
+/// Asks for the first `bytes` bytes of a log, a multiple of four, at least four. Reading a log lets the controller
+/// report the next event of the type that the log belongs to.
 pub const fn get_log_page(log: u8, bytes: u32) -> Command {
     let dwords = bytes / 4 - 1;
     let low = log as u32 | (dwords & 0xffff) << 16;
     Command::new(opcode::GET_LOG_PAGE, NamespaceId::ALL).with_10_11(low, dwords >> 16)
 }
 
-/// Asks for that many I/O queue pairs, at least one.
+/// Asks for `pairs` I/O queue pairs, at least one (Number of Queues, feature 07h).
 pub const fn set_number_of_queues(pairs: u16) -> Command {
     let count = pairs as u32 - 1;
     set_feature(0x07, count | count << 16)
@@ -89,7 +89,8 @@ pub const fn queues_granted(result: u32) -> u32 {
     least + 1
 }
 
-/// Asks for events: all warnings about the controller's health, and changes of namespaces.
+/// Asks for events: all warnings about the controller's health, and changes of namespaces (Asynchronous Event
+/// Configuration, feature 0Bh).
 pub const fn set_async_events() -> Command {
     const WARNINGS: u32 = 0x1f;
     const NAMESPACE_ATTRIBUTES: u32 = 1 << 8;
@@ -100,13 +101,13 @@ const fn set_feature(feature: u32, value: u32) -> Command {
     Command::new(opcode::SET_FEATURES, NamespaceId::NONE).with_10_11(feature, value)
 }
 
-/// Asks to be told of one event.
+/// Asks the controller to report one event, by completing this command.
 pub const fn async_event_request() -> Command {
     Command::new(opcode::ASYNC_EVENT_REQUEST, NamespaceId::NONE)
 }
 
-/// Creates a completion queue of that many entries, at least two, in one piece of memory, whose interrupts have the
-/// vector given, or none.
+/// Creates a completion queue of `entries` entries, at least two, in contiguous memory, with interrupts by `vector`, or
+/// without interrupts.
 pub const fn create_completion_queue(queue: QueueId, entries: u16, vector: Option<u16>) -> Command {
     const CONTIGUOUS: u32 = 1;
     const INTERRUPTS: u32 = 1 << 1;
@@ -118,7 +119,7 @@ pub const fn create_completion_queue(queue: QueueId, entries: u16, vector: Optio
     Command::new(opcode::CREATE_COMPLETION_QUEUE, NamespaceId::NONE).with_10_11(size, flags)
 }
 
-/// Creates a submission queue of that many entries, at least two, in one piece of memory, whose completions go to the
+/// Creates a submission queue of `entries` entries, at least two, in contiguous memory, whose completions go to the
 /// completion queue of the same number.
 pub const fn create_submission_queue(queue: QueueId, entries: u16) -> Command {
     const CONTIGUOUS: u32 = 1;
@@ -127,7 +128,7 @@ pub const fn create_submission_queue(queue: QueueId, entries: u16) -> Command {
         .with_10_11(size, CONTIGUOUS | (queue.0 as u32) << 16)
 }
 
-/// Asks to give up a command.
+/// Asks the controller to abort a command.
 pub const fn abort(queue: QueueId, command: CommandId) -> Command {
     let which = queue.0 as u32 | (command.0 as u32) << 16;
     Command::new(opcode::ABORT, NamespaceId::NONE).with_10_11(which, 0)

@@ -1,4 +1,4 @@
-//! What a controller says of itself.
+//! The structures in which a controller describes itself (Identify, CNS 01h and 06h).
 
 use super::PAGE;
 use super::field::{u16_at, u32_at, u64_at};
@@ -13,25 +13,25 @@ pub struct ControllerData {
     pub model: String,
     /// The version of its firmware.
     pub firmware: String,
-    /// What it is for.
+    /// Its controller type.
     pub kind: ControllerKind,
     /// The most bytes of one command; `None` if there is no limit.
     pub most_bytes: Option<usize>,
-    /// The most aborts that may be outstanding, and of event requests.
+    /// The most Abort commands that may be outstanding, less one (ACL).
     pub aborts: u8,
-    /// See [`aborts`](Self::aborts).
+    /// The most asynchronous event requests that may be outstanding, less one (AERL).
     pub event_requests: u8,
-    /// It tells of namespaces that change.
+    /// It reports changes of namespaces as events (OAES).
     pub tells_namespaces: bool,
     /// The most namespaces that it has.
     pub namespaces: u32,
-    /// It has a write cache that loses data with its power: a flush is needed, and understood.
+    /// It has a write cache that loses its data when power fails (VWC): writes need a flush to be durable.
     pub volatile_cache: bool,
     /// It understands Dataset Management.
     pub deallocates: bool,
     /// It understands Write Zeroes.
     pub writes_zeroes: bool,
-    /// The sizes of queue entries that it takes, as powers of two: the least and the most of submission queues.
+    /// The smallest and the largest entry of submission queues that it takes, as powers of two in bytes.
     pub submission_entry: (u8, u8),
     /// The same for completion queues.
     pub completion_entry: (u8, u8),
@@ -40,14 +40,14 @@ pub struct ControllerData {
 /// The kind of a controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ControllerKind {
-    /// One that serves blocks, or that does not say what it is.
+    /// An I/O controller, or one that does not report its type.
     Io,
-    /// One for discovery or administration alone.
+    /// A discovery or administrative controller (CNTRLTYPE 2 or 3), or a type that is reserved.
     Other(u8),
 }
 
 impl ControllerData {
-    /// Reads the structure. The smallest page of the controller is 4096 bytes.
+    /// Reads the structure, of a controller whose smallest page (CAP.MPSMIN) is 4096 bytes.
     pub fn parse(bytes: &[u8; PAGE]) -> ControllerData {
         let commands = u16_at(bytes, 520);
         let nibbles = |byte: u8| (byte & 0xf, byte >> 4);
@@ -61,7 +61,7 @@ impl ControllerData {
             },
             most_bytes: match bytes[77] {
                 0 => None,
-                // More than the address space is no limit.
+                // A limit beyond the address space is none.
                 power => PAGE
                     .checked_shl(power.into())
                     .filter(|bytes| *bytes >= PAGE),
@@ -85,17 +85,17 @@ impl ControllerData {
     }
 }
 
-/// The most that one command may forget.
+/// The most that one command may deallocate or clear.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The blocks of a single range of Dataset Management.
+    /// The most logical blocks of a single range of Dataset Management.
     pub range: u64,
-    /// The bytes of a Write Zeroes.
+    /// The most bytes of a Write Zeroes.
     pub zeroes: u64,
 }
 
 impl Limits {
-    /// Returns those of a controller that tells of none: what is cleared is limited as what is written.
+    /// Returns the limits of a controller that reports none: Write Zeroes is limited like a write.
     pub fn untold(controller: &ControllerData) -> Limits {
         Limits {
             range: u64::MAX,
@@ -103,8 +103,8 @@ impl Limits {
         }
     }
 
-    /// Reads the structure with the limits of the NVM command set: DMRSL and DMSL, and WZSL, which is a power of two
-    /// pages; 0 is none.
+    /// Reads the structure with the limits of the NVM command set: DMRSL and DMSL, in blocks, and WZSL, a power of two
+    /// in pages of 4096 bytes. A field that is 0 reports no limit.
     pub fn parse(bytes: &[u8; PAGE], controller: &ControllerData) -> Limits {
         let untold = Self::untold(controller);
         let ranges = [u32_at(bytes, 4).into(), u64_at(bytes, 8)];
@@ -122,7 +122,7 @@ impl Limits {
     }
 }
 
-/// Returns a text of the structure: printable ASCII, padded with blanks.
+/// Returns a text field of the structure without its padding; a byte that is not printable ASCII becomes `?`.
 fn text(bytes: &[u8]) -> String {
     let printable = |byte: &u8| match *byte {
         byte @ b' '..=b'~' => char::from(byte),

@@ -1,15 +1,15 @@
-//! Events that a controller tells by itself.
+//! Asynchronous events, which a controller reports by itself.
 
 /// The completion of an asynchronous event request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AsyncEvent {
-    /// What has happened.
+    /// The kind of event.
     pub kind: EventKind,
-    /// The log that says more. The controller tells the next event of that kind once it was read.
+    /// The number of the log that says more. The controller reports the next event of that type once the log was read.
     pub log: u8,
 }
 
-/// What has happened to a controller.
+/// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventKind {
     /// An error that belongs to no command.

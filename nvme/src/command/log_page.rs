@@ -1,4 +1,4 @@
-//! Logs that a controller keeps.
+//! Logs that a controller keeps (Get Log Page).
 
 use super::PAGE;
 use super::entry::NamespaceId;
@@ -8,13 +8,13 @@ use core::fmt;
 /// The health of a controller (log 2, "SMART").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SmartLog {
-    /// What the controller warns of; see [`warnings`](Self::warnings).
+    /// The bits of the critical warnings; see [`warnings`](Self::warnings).
     pub critical: u8,
     /// The temperature, in kelvins.
     pub kelvins: u16,
     /// The spare that is left, in percent of what there was.
     pub spare: u8,
-    /// The part of its life that is over, in percent. May be more than 100.
+    /// The vendor's estimate of the life that is used up, in percent. May be more than 100.
     pub used: u8,
     /// Data read, in units of 512,000 bytes.
     pub data_units_read: u128,
@@ -22,9 +22,9 @@ pub struct SmartLog {
     pub data_units_written: u128,
     /// Hours of operation.
     pub power_on_hours: u128,
-    /// The times that it lost its power without being told before.
+    /// The number of times that it lost power without a shutdown before.
     pub unsafe_shutdowns: u128,
-    /// The times that data was lost or damaged.
+    /// The number of unrecovered errors of the data.
     pub media_errors: u128,
 }
 
@@ -47,7 +47,7 @@ impl SmartLog {
         }
     }
 
-    /// Returns what the controller warns of.
+    /// Returns the critical warnings in words.
     pub fn warnings(&self) -> impl Iterator<Item = &'static str> {
         const WARNINGS: [&str; 5] = [
             "the spare is nearly used up",

@@ -1,4 +1,4 @@
-//! What a controller says of a namespace.
+//! The structures in which a controller describes its namespaces (Identify, CNS 00h and 02h).
 
 use super::PAGE;
 use super::entry::NamespaceId;
@@ -9,40 +9,40 @@ use core::fmt;
 /// The identify structure of a namespace that can be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NamespaceData {
-    /// Its size.
+    /// Its size, in sectors of 512 bytes.
     pub sectors: Sector,
-    /// The unit in which it is formatted.
+    /// The size of its logical blocks.
     pub sector_size: SectorSize,
-    /// The unit that it writes best.
+    /// The unit in which it is best written (NPWG): 4096 bytes if it prefers a multiple of that, else a logical block.
     pub physical_sector_size: SectorSize,
-    /// The unit in which it deallocates best.
+    /// The unit in which it is best deallocated (NPDG), in sectors of 512 bytes.
     pub deallocation: Sector,
     /// It is write-protected.
     pub read_only: bool,
     /// Write Zeroes may deallocate, and what is deallocated reads as zeros.
     pub zeroes_deallocate: bool,
-    /// The names for it that no other namespace in the world has, NGUID and EUI64; zeros where it has none.
+    /// Its globally unique identifiers, NGUID and EUI64; zeros where it has none.
     pub guid: [u8; 24],
 }
 
 /// The reason why a namespace cannot be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NamespaceError {
-    /// The controller describes nothing: it is not there.
+    /// The controller describes none: its size is 0 blocks.
     Missing,
     /// It has blocks of neither 512 nor 4096 bytes.
     BlockSize {
-        /// Their size, as a power of two.
+        /// Their size in bytes, as a power of two.
         power: u8,
     },
-    /// Its blocks have more than their data.
+    /// Its blocks have metadata.
     Metadata {
-        /// The further bytes of each.
+        /// The bytes of metadata for each block.
         bytes: u16,
     },
-    /// Its size cannot be.
+    /// Its size in bytes does not fit into 64 bits.
     TooLarge {
-        /// In blocks.
+        /// Its size in blocks.
         blocks: u64,
     },
 }
@@ -76,7 +76,7 @@ impl NamespaceData {
             return Err(NamespaceError::Missing);
         }
         let (formats, chosen) = (bytes[25], bytes[26]);
-        // The upper bits count only where there are more formats than the lower ones can name.
+        // The upper bits of FLBAS count only if there are more formats than the lower four can name.
         let upper = if formats >= 16 { chosen >> 5 & 3 } else { 0 };
         let format = usize::from(chosen & 0xf | upper << 4);
         let at = 128 + format * 4;
@@ -91,7 +91,7 @@ impl NamespaceData {
         }
         let unit = sector_size.sectors().0;
         let sectors = blocks.checked_mul(unit).filter(|sectors| {
-            // What nothing can have makes no sums that overflow later.
+            // Sums of byte offsets cannot overflow later.
             *sectors <= u64::MAX / Sector::SIZE as u64
         });
         let sectors = sectors.ok_or(NamespaceError::TooLarge { blocks })?;
@@ -116,7 +116,7 @@ impl NamespaceData {
     }
 }
 
-/// Reads a list of active namespaces. They are in ascending order: a list that is not ends where it stops to be.
+/// Reads a list of active namespaces. They are in ascending order; a list that is not ends where the order does.
 pub fn active_namespaces(bytes: &[u8; PAGE]) -> impl Iterator<Item = NamespaceId> {
     let mut last = 0;
     let numbers = (0..PAGE / 4).map(|index| u32_at(bytes, index * 4));

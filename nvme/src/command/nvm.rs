@@ -1,4 +1,4 @@
-//! Commands of the NVM command set: reads, writes and what else is done with blocks.
+//! Commands of the NVM command set.
 
 use super::entry::{Command, Lba, NamespaceId};
 
@@ -16,7 +16,7 @@ pub mod opcode {
     pub const DATASET_MANAGEMENT: u8 = 0x09;
 }
 
-/// The most blocks of one command, and of one range of a deallocation.
+/// The most blocks of one read, write or Write Zeroes (NLB has 16 bits).
 pub const MOST_BLOCKS: u32 = 1 << 16;
 
 /// Dword 12, bit 30 (FUA): the data is durable when the command completes.

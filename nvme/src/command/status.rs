@@ -1,9 +1,9 @@
-//! How a command ended.
+//! The status of a completed command.
 
 use bulkhead_images::IoError;
 use core::fmt;
 
-/// The status field of a completion, without its phase: a code, its type, and what to do about it.
+/// The status field of a completion, without its phase: a code, its type, and whether the command may be retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct Status(u16);
@@ -13,13 +13,13 @@ impl Status {
     pub const SUCCESS: Status = Status(0);
     /// The controller knows no such command.
     pub const INVALID_OPCODE: Status = Status(0x001);
-    /// A field of the command makes no sense.
+    /// A field of the command is invalid.
     pub const INVALID_FIELD: Status = Status(0x002);
     /// The data could not be transferred.
     pub const DATA_TRANSFER_ERROR: Status = Status(0x004);
-    /// The command was given up at the host's request.
+    /// The command was aborted at the host's request.
     pub const ABORT_REQUESTED: Status = Status(0x007);
-    /// The command was given up because its queue was deleted.
+    /// The command was aborted because its queue was deleted.
     pub const QUEUE_DELETED: Status = Status(0x008);
     /// There is no such namespace.
     pub const INVALID_NAMESPACE: Status = Status(0x00b);
@@ -33,15 +33,15 @@ impl Status {
     pub const LBA_OUT_OF_RANGE: Status = Status(0x080);
     /// The namespace is not ready.
     pub const NAMESPACE_NOT_READY: Status = Status(0x082);
-    /// A queue has an impossible number.
+    /// The number of a queue is invalid.
     pub const INVALID_QUEUE: Status = Status(0x101);
-    /// A queue has an impossible size.
+    /// The size of a queue is invalid.
     pub const INVALID_QUEUE_SIZE: Status = Status(0x102);
     /// More asynchronous event requests than the controller takes.
     pub const TOO_MANY_EVENT_REQUESTS: Status = Status(0x105);
-    /// The medium did not take the data.
+    /// The data could not be written to the medium.
     pub const WRITE_FAULT: Status = Status(0x280);
-    /// The medium does not give the data back.
+    /// The data could not be read from the medium.
     pub const UNRECOVERED_READ: Status = Status(0x281);
 
     /// Bit 14: the same command would fail again.
@@ -54,7 +54,7 @@ impl Status {
         Status(bits & 0x7fff)
     }
 
-    /// The same status, which the same command would have again.
+    /// Returns the same status with "do not retry" set.
     #[must_use]
     pub const fn for_good(self) -> Status {
         Status(self.0 | Self::DO_NOT_RETRY)
@@ -81,13 +81,13 @@ impl Status {
         Status(self.0 & 0x7ff)
     }
 
-    /// Returns whether the command was given up without being done.
+    /// Returns whether the command was aborted.
     pub fn is_aborted(self) -> bool {
         let code = self.code();
         code == Self::ABORT_REQUESTED || code == Self::QUEUE_DELETED
     }
 
-    /// Returns what that means for the one who wanted the data.
+    /// Returns the result that a request gets whose command ended so.
     pub fn outcome(self) -> Result<(), IoError> {
         match self.code() {
             Self::SUCCESS => Ok(()),

@@ -1,4 +1,4 @@
-//! What a controller tells by itself, and the commands that it does not tell of.
+//! Events that a controller reports, and commands that it does not complete in time.
 
 use super::{End, Life, seconds};
 use crate::admin::AdminError;
@@ -9,19 +9,20 @@ use alloc::string::ToString;
 use bulkhead_xen::Hypervisor;
 use log::Level;
 
-/// The ticks that a command may take, as long as in Linux, and those that the controller has to give it up when it was
-/// asked for that.
+/// The time that a command may take before it is aborted, in seconds, as in Linux (`nvme_io_timeout`), and the time
+/// that the controller then has to end it before it is reset. The unit does not depend on how often commands are
+/// checked.
 const COMMAND_TICKS: u32 = 30;
 const ABORT_TICKS: u32 = 5;
 
 impl<H: Hypervisor> Life<'_, H> {
-    /// Has the controller give up commands that take too long, or that nobody waits for.
+    /// Has the controller abort commands that take too long, or whose requests were cancelled.
     pub(super) async fn look_at_commands(&mut self) -> Result<(), End> {
         let now = seconds(self.handle.now());
         for index in 0..self.controller.pairs().len() {
             let (queue, late) = {
                 let mut pair = self.controller.pairs()[index].lock();
-                // An interrupt may have been lost.
+                // Completions whose interrupt was lost are found here.
                 pair.look();
                 if pair.state() == State::Broken {
                     return Err(End::Fails("it does not keep to the protocol".to_string()));
@@ -46,11 +47,11 @@ impl<H: Hypervisor> Life<'_, H> {
         Ok(())
     }
 
-    /// Takes note of an event.
+    /// Handles an event, and reads its log.
     pub(super) async fn note(&mut self, kind: EventKind, log_page: u8) -> Result<(), AdminError> {
         match kind {
             EventKind::Namespaces => {
-                // Reading it has the controller tell of the next change.
+                // Reading the log lets the controller report the next change.
                 let log = admin::get_log_page(log_page, PAGE as u32);
                 self.lenient(log).await?;
                 self.look_at_namespaces().await?;
@@ -69,7 +70,7 @@ impl<H: Hypervisor> Life<'_, H> {
         Ok(())
     }
 
-    /// Finds the namespaces anew, as far as the controller describes them.
+    /// Reads the namespaces anew. If the controller refuses that, they stay as they are.
     pub(super) async fn look_at_namespaces(&mut self) -> Result<(), AdminError> {
         match self.find_namespaces().await {
             Ok(()) => self.controller.watch().changed(),
@@ -84,7 +85,7 @@ impl<H: Hypervisor> Life<'_, H> {
         Ok(())
     }
 
-    /// Reads a log whose content is of no interest.
+    /// Reads a log whose content is not used.
     async fn lenient(&mut self, command: Command) -> Result<(), AdminError> {
         match self.admin.read::<64>(command).await {
             Ok(_) | Err(AdminError::Refused { .. }) => Ok(()),

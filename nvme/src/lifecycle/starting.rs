@@ -22,7 +22,7 @@ use log::Level;
 /// The most namespaces of a controller that are served.
 const MOST_NAMESPACES: usize = 128;
 
-/// The pause before namespaces are looked at again of which a controller says nothing for the moment.
+/// The pause before namespaces are read again that a controller could not describe for the moment.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// The reason why a controller does not start.
@@ -30,28 +30,28 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 pub(crate) enum StartError {
     /// An admin command has failed, or the controller has.
     Admin(AdminError),
-    /// It does not become ready, or does not stop.
+    /// It does not become ready, or does not stop, within the time that it reports (CAP.TO).
     Late {
-        /// What is waited for.
+        /// It does not become ready; otherwise, it does not stop.
         ready: bool,
     },
-    /// It cannot be used, for a reason that stays.
+    /// It cannot be used, for a reason that will not pass.
     Unusable(String),
     /// There is no memory for its queues.
     Pages(NoPages),
-    /// It cannot be given access to memory.
+    /// Its bus mastering cannot be switched on.
     BusMastering(String),
     /// Its interrupt cannot be used.
     Interrupt {
-        /// Which.
+        /// The number of the interrupt.
         vector: usize,
-        /// Why.
+        /// Xen's reason.
         error: Errno,
     },
 }
 
 impl StartError {
-    /// Returns whether the next start would fail, too.
+    /// Returns whether it is of no use to try again at once.
     pub fn is_final(&self) -> bool {
         let passes = matches!(
             self,
@@ -60,7 +60,7 @@ impl StartError {
         !passes || matches!(self, Self::Admin(AdminError::Gone))
     }
 
-    /// Returns whether every later start would fail, too.
+    /// Returns whether it is of no use to try again later, either.
     pub fn stays(&self) -> bool {
         matches!(self, Self::Unusable(_) | Self::Interrupt { .. })
     }
@@ -96,12 +96,12 @@ impl From<NoPages> for StartError {
 }
 
 impl<H: Hypervisor> Life<'_, H> {
-    /// Starts the controller, and has it go on with the commands that it had before.
+    /// Starts the controller, and sends the commands again that it had before a reset.
     pub(super) async fn start(&mut self) -> Result<(), StartError> {
         let registers = self.controller.registers().clone();
         let capabilities = registers::capabilities(&*registers).ok_or(AdminError::Gone)?;
         check(capabilities)?;
-        // Whoever had it before may have left it at work.
+        // Its last user may have left it running.
         registers::disable(&*registers);
         let timeout = capabilities.timeout();
         let stopped = self.until(timeout, |status| status.is_gone() || !status.is_ready());
@@ -166,7 +166,7 @@ impl<H: Hypervisor> Life<'_, H> {
             return Err(StartError::Unusable(reason));
         }
         let first = self.controller.set_data(data.clone());
-        // Commands that were sent to it before are sent again.
+        // Commands that it had before the reset are sent again: they must not go to another controller.
         if first.serial != data.serial || first.most_bytes != data.most_bytes {
             return Err(StartError::Unusable(alloc::format!(
                 "it is another controller than before its reset: serial {}, it was {}",
@@ -177,10 +177,10 @@ impl<H: Hypervisor> Life<'_, H> {
         Ok(())
     }
 
-    /// Reads the most that one command may forget.
+    /// Reads the most that one command may deallocate or clear.
     async fn read_limits(&mut self, data: &ControllerData) -> Result<Limits, AdminError> {
         let forgets = data.deallocates || data.writes_zeroes;
-        // An older controller does not know of the structure.
+        // Controllers before NVMe 1.4 do not know this structure.
         if !forgets || registers::version(&**self.controller.registers()) < (1, 4) {
             return Ok(Limits::untold(data));
         }
@@ -191,7 +191,8 @@ impl<H: Hypervisor> Life<'_, H> {
         }
     }
 
-    /// Makes a queue pair for each vCPU, or as many as the controller has.
+    /// Creates a queue pair for each vCPU, or as many as the controller, its interrupts and its registers have room
+    /// for. After a reset, it has to be as many as before.
     async fn make_queues(&mut self, capabilities: Capabilities) -> Result<(), StartError> {
         let registers = self.controller.registers().clone();
         let vectors = self.function.vectors();
@@ -276,7 +277,7 @@ impl<H: Hypervisor> Life<'_, H> {
         Ok(())
     }
 
-    /// Asks to be told of what changes. A controller that tells of nothing is served all the same.
+    /// Asks for events. A controller that reports none is used all the same.
     async fn request_events(&mut self) -> Result<(), AdminError> {
         match self.admin.command(admin::set_async_events()).await {
             Ok(_) => {}
@@ -291,7 +292,7 @@ impl<H: Hypervisor> Life<'_, H> {
         Ok(())
     }
 
-    /// Finds the namespaces that there are now.
+    /// Reads which namespaces there are now, and what each is. One that was removed or replaced is not served any more.
     pub(super) async fn find_namespaces(&mut self) -> Result<(), AdminError> {
         let Some(data) = self.controller.data().cloned() else {
             return Ok(());
@@ -309,7 +310,7 @@ impl<H: Hypervisor> Life<'_, H> {
                 Err(AdminError::Refused { status, .. }) => {
                     if status.may_be_retried() {
                         self.look_again = Some(self.handle.now() + LOOK_AGAIN);
-                        // It says nothing of the namespace, which is kept.
+                        // The controller has not said that the namespace is gone: it is kept.
                         if let Some(known) = self.controller.namespace(id) {
                             namespaces.push(known);
                             continue;
@@ -321,7 +322,7 @@ impl<H: Hypervisor> Life<'_, H> {
             };
             match found {
                 Ok(found) => namespaces.push(self.known_or_new(id, found, &data)),
-                // One of the numbers that an old controller may have.
+                // A controller without a list of namespaces was asked for every number that it may have.
                 Err(reason) if reason == NamespaceError::Missing.to_string() => {}
                 Err(reason) => {
                     if self.controller.refused(id).as_ref() != Some(&reason) {
@@ -382,7 +383,7 @@ impl<H: Hypervisor> Life<'_, H> {
                 .await;
             let list: [u8; PAGE] = match list {
                 Ok(list) => list,
-                // Before version 1.1 there was no list: the numbers begin with 1.
+                // Before NVMe 1.1 there was no list: numbers from 1 to NN may be namespaces.
                 Err(AdminError::Refused { .. }) if all.is_empty() => {
                     let most = data.namespaces.min(MOST_NAMESPACES as u32);
                     return Ok((1..=most).map(NamespaceId).collect());
@@ -425,7 +426,7 @@ impl<H: Hypervisor> Life<'_, H> {
     }
 }
 
-/// Checks what no configuration can change.
+/// Checks the capabilities that the driver depends on.
 fn check(capabilities: Capabilities) -> Result<(), StartError> {
     if !capabilities.has_nvm_commands() {
         let reason = "it has no NVM command set".to_string();

@@ -1,4 +1,4 @@
-//! What the control plane does with a queue pair, and what is seldom done while it serves.
+//! The operations of the control plane on a queue pair, and those that are rare while it serves.
 
 use super::{Counts, MOST_RETRIES, Pair};
 use crate::command::{CommandId, Completion, NamespaceId, QueueId, Status};
@@ -13,28 +13,28 @@ use core::task::{Context, Poll};
 pub enum State {
     /// The controller works on its commands.
     Running,
-    /// The controller has said what cannot be. It may still have the commands' memory.
+    /// The controller has completed a command that it does not have. It may still access the commands' memory.
     Broken,
-    /// The controller is being stopped. It may still have the commands' memory.
+    /// The controller is being stopped. It may still access the commands' memory.
     Stopped,
-    /// The controller has stopped: it has no memory. Its commands are sent again when it runs again.
+    /// The controller has stopped, and accesses no memory. Its commands are sent again when it runs again.
     Quiet,
-    /// The controller was given up, and has no memory.
+    /// The controller was given up, and accesses no memory.
     Dead,
-    /// The controller was given up, and may still have the commands' memory.
+    /// The controller was given up, and may still access the commands' memory.
     Stuck,
 }
 
 /// The commands of a queue pair that take too long.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Late {
-    /// Those that the controller is to be asked to give up. It was not asked before.
+    /// The commands that the controller is to be asked to abort, for the first time.
     pub abort: Vec<CommandId>,
-    /// Whether the controller has not given some up, either: it has to be reset.
+    /// The controller has not ended a command in time after it was asked to abort it: it has to be reset.
     pub overdue: bool,
 }
 
-/// What the command of an unwanted request ends with that the controller did not get to.
+/// The status of a command of a cancelled request that the controller has not completed.
 const UNSENT: Status = Status::ABORT_REQUESTED;
 
 impl Pair {
@@ -48,7 +48,7 @@ impl Pair {
         self.state
     }
 
-    /// Returns what it has done so far.
+    /// Returns the counts of its commands so far.
     pub fn counts(&self) -> Counts {
         Counts {
             doorbells: self.rings.doorbell_writes(),
@@ -61,19 +61,20 @@ impl Pair {
         self.slots.all_free()
     }
 
-    /// Returns the commands that the controller has, and those that it has completed so far.
+    /// Returns the number of commands that the controller has, and of those that it has completed so far.
     pub fn progress(&self) -> (usize, u64) {
         let at_work = self.slots.len() - self.slots.free();
         (at_work, self.counts.commands - at_work as u64)
     }
 
-    /// Takes all completions that were expected by now. Interrupts are not waited for next.
+    /// Takes all completions that there are at a time at which some were expected, without letting the controller
+    /// interrupt for later ones.
     pub fn take_expected(&mut self) {
         self.counts.looks += 1;
         self.take();
     }
 
-    /// Believes nothing of the controller any more.
+    /// Stops using the queue pair after an impossible completion, and has the controller's task reset the controller.
     #[cold]
     pub(super) fn break_down(&mut self, completion: Completion) {
         log::error!(
@@ -85,8 +86,7 @@ impl Pair {
         self.watch.call();
     }
 
-    /// Lets those have free slots who wait for some: requests in parts first, then the clients that were turned away,
-    /// in turn.
+    /// Hands out free slots: first to requests in parts, then, in turn, to the clients of which a request was refused.
     #[cold]
     pub(super) fn use_free_slots(&mut self) {
         for number in 0..splits::MOST as u8 {
@@ -110,8 +110,8 @@ impl Pair {
         }
     }
 
-    /// Notes that a client does not want what it has waited for. It may have been told of the only free slot, with no
-    /// command outstanding whose end would be told to the next one.
+    /// Notes that a client does not use the slot that it was offered, and offers it to the next one. There may be no
+    /// command in flight whose end would do so.
     #[cold]
     pub(super) fn pass_on(&mut self) {
         self.turned_away -= 1;
@@ -121,8 +121,8 @@ impl Pair {
         }
     }
 
-    /// Prepares the queues for a controller that takes up to `most` entries and does not know of them yet. Returns
-    /// false if that are fewer than before.
+    /// Empties the queues for a controller that takes up to `most` entries and does not know them yet. Returns false if
+    /// the queues are too short for the commands that are to be sent again.
     pub fn prepare(&mut self, most: usize, stride: usize) -> bool {
         self.rings.reset(self.queue, most, stride);
         self.lists.set_in_use(true);
@@ -132,13 +132,13 @@ impl Pair {
         }
     }
 
-    /// Returns the address and the number of entries of the submission queue, and of the completion queue.
+    /// Returns the bus address and the number of entries of the submission queue, and of the completion queue.
     pub fn queues(&self) -> [(u64, usize); 2] {
         [self.rings.submission_queue(), self.rings.completion_queue()]
     }
 
-    /// Uses the queues, which the controller knows now. All commands that it had before are sent again, but for those
-    /// that were sent too often, or that nobody waits for.
+    /// Uses the queues, which the controller knows now, at the time `now` in seconds. All commands that it had before
+    /// are sent again, except those that were sent too often, and those of cancelled requests.
     pub fn resume(&mut self, now: u32) {
         self.state = State::Running;
         self.now = now;
@@ -147,7 +147,7 @@ impl Pair {
             if !slot.used {
                 continue;
             }
-            // A request for which the controller is reset again fails.
+            // Two of the three retries: the command fails if it causes another reset.
             let times = if slot.aborted { 2 } else { 1 };
             slot.retries += times;
             let (mut retries, unwanted) = (slot.retries, slot.unwanted);
@@ -171,12 +171,12 @@ impl Pair {
         self.submit();
     }
 
-    /// Stops looking at the queues, as the controller is about to be stopped.
+    /// Stops using the queues, because the controller is about to be stopped.
     pub fn stop(&mut self) {
         self.state = State::Stopped;
     }
 
-    /// Notes that the controller has stopped: it accesses no memory any more. Commands that nobody waits for end.
+    /// Notes that the controller has stopped: it accesses no memory any more. Commands of cancelled requests end.
     pub fn quiet(&mut self) {
         self.state = State::Quiet;
         self.rings.released();
@@ -184,8 +184,8 @@ impl Pair {
         self.end_unwanted();
     }
 
-    /// Sends nothing more to a namespace that is not served any more, of what was submitted before: there may be another
-    /// one by its number. What the controller has of it by now ends as the controller says, or when it is reset.
+    /// Sends no more commands of earlier requests to a namespace that is not served any more: another one may have its
+    /// number now. Commands that the controller has end as it completes them, or at the next reset.
     #[cold]
     pub fn fail_namespace(&mut self, id: NamespaceId) {
         for number in 0..splits::MOST as u8 {
@@ -212,7 +212,7 @@ impl Pair {
         }
     }
 
-    /// Gives the controller up, which [has stopped](Self::quiet): everything fails.
+    /// Gives up on a controller that [has stopped](Self::quiet): all requests fail.
     pub fn die(&mut self) {
         self.state = State::Dead;
         for number in 0..splits::MOST as u8 {
@@ -229,13 +229,14 @@ impl Pair {
         self.tell_all();
     }
 
-    /// Gives the controller up, which may still access memory: nothing completes any more.
+    /// Gives up on a controller that may still access memory: requests that it has do not complete any more, and new
+    /// ones fail.
     pub fn stick(&mut self) {
         self.state = State::Stuck;
         self.tell_all();
     }
 
-    /// Tells all clients that were turned away: what they try again is refused now.
+    /// Wakes all clients that wait for a slot: their requests fail now.
     fn tell_all(&mut self) {
         for client in &mut self.clients {
             if client.waits() {
@@ -244,14 +245,14 @@ impl Pair {
         }
     }
 
-    /// Notes the time, in ticks, when commands begin to be looked at: they count as sent now.
+    /// Notes the time, in seconds, at which checks of the commands begin: all commands count as sent now.
     pub fn begin_ticks(&mut self, now: u32) {
         self.now = now;
         self.slots.used().for_each(|slot| slot.since = now);
     }
 
-    /// Notes the time, in ticks, and finds the commands that take longer than `limit` ticks, or that nobody waits for
-    /// any more. The controller has `grace` ticks more to give them up.
+    /// Notes the time, in seconds, and finds the commands that have taken `limit` seconds, or whose requests were
+    /// cancelled. The controller has `grace` seconds beyond the limit to end them.
     pub fn late(&mut self, now: u32, limit: u32, grace: u32) -> Late {
         self.now = now;
         let mut late = Late::default();
@@ -269,12 +270,12 @@ impl Pair {
         late
     }
 
-    /// Returns whether the controller was asked to give up a command that it still has.
+    /// Returns whether the controller was asked to abort a command that it still has.
     pub fn has_late(&mut self) -> bool {
         self.slots.used().any(|slot| slot.aborted)
     }
 
-    /// Gives up the requests of a client with that tag, or all of them.
+    /// Cancels the requests of a client with that tag, or all of them.
     pub fn cancel(&mut self, number: usize, tag: Option<Tag>) {
         let mut any = self.give_up(number, tag);
         if self.state == State::Quiet {
@@ -286,7 +287,7 @@ impl Pair {
         }
     }
 
-    /// Marks requests as unwanted. Returns true if the controller may have some of them.
+    /// Marks requests as cancelled. Returns true if the controller may have commands of theirs.
     fn give_up(&mut self, number: usize, tag: Option<Tag>) -> bool {
         let is_meant = |other: Tag| tag.is_none_or(|tag| tag == other);
         let mut meant = [false; splits::MOST];
@@ -313,7 +314,7 @@ impl Pair {
         any
     }
 
-    /// Closes a client.
+    /// Closes a client, and cancels its requests.
     pub fn close(&mut self, number: usize) {
         if !self.clients[number].is_open() {
             return;
@@ -331,7 +332,7 @@ impl Pair {
         self.clients[number].set_dropped();
     }
 
-    /// Ready once the controller has none of the memory of a client that was closed.
+    /// Returns ready if the controller has no commands of a client that was closed, and so none of its memory.
     pub fn poll_close(&mut self, number: usize, context: &Context<'_>) -> Poll<()> {
         self.look();
         let client = &mut self.clients[number];

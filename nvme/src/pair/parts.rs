@@ -38,11 +38,11 @@ impl Pair {
         Submitted::Pending
     }
 
-    /// Sends the commands of a request in parts for which there are slots.
+    /// Sends as many commands of a request in parts as there are slots for.
     #[cold]
     pub(super) fn advance(&mut self, number: u8) {
         self.send_parts(number);
-        // It may have failed before it had any.
+        // It may have failed before a command was sent, so that none ends it.
         self.end_split(number);
     }
 
@@ -53,7 +53,7 @@ impl Pair {
             if !split.has_more() || self.state != State::Running {
                 return;
             }
-            // What is forgotten may take long: the controller has no more of it at a time than one command.
+            // Deallocating and clearing may take long: the controller gets one such command of a request at a time.
             if split.pending > 0 && !split.action.moves_data() {
                 return;
             }
@@ -94,7 +94,7 @@ impl Pair {
         }
     }
 
-    /// Ends a request in parts, if it is over.
+    /// Completes a request in parts, if all of its commands have ended.
     pub(super) fn end_split(&mut self, number: u8) {
         let split = self.splits.get(number);
         if split.is_done() {

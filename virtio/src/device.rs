@@ -1,4 +1,4 @@
-//! A device, as all vCPUs have it.
+//! A device's state, which all vCPUs share.
 
 use crate::device_queue::{Counts, DeviceQueue};
 use crate::disk_config::DiskConfig;
@@ -19,27 +19,27 @@ pub struct Device {
     name: String,
     memory: Arc<dyn DmaMemory>,
     watch: Arc<Watch>,
-    /// What it was when it started first. Its size may change.
+    /// Its configuration at its first start. Its size may have changed since.
     config: Once<DiskConfig>,
     /// Its queues, from its first start on.
     queues: Once<Vec<Mutex<DeviceQueue>>>,
     sectors: AtomicU64,
     /// It works.
     ready: AtomicBool,
-    /// It is to be let go of.
+    /// It is to be stopped for good.
     leaving: AtomicBool,
     /// It was stopped for good.
     left: AtomicBool,
     /// The reason why it was given up.
     failure: Mutex<Option<Arc<str>>>,
     resets: AtomicU32,
-    /// Those who have it open.
+    /// The number of guests' disks that have it open.
     users: AtomicUsize,
     changed: Mutex<Waiters>,
 }
 
 impl Device {
-    /// Returns a device that has not started. `waiting` are told of every change of its state.
+    /// Returns a device that has not started. `waiting` are the tasks that are woken by every change of its state.
     pub fn new(name: String, memory: Arc<dyn DmaMemory>, waiting: Arc<Mutex<Waiters>>) -> Device {
         Device {
             name,
@@ -58,27 +58,27 @@ impl Device {
         }
     }
 
-    /// Returns its name, as targets have it.
+    /// Returns its name, as targets have it: its PCI function, such as `03:00.0`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Returns how this domain's memory is named to it.
+    /// Returns what knows the bus addresses of this domain's memory.
     pub fn memory(&self) -> &Arc<dyn DmaMemory> {
         &self.memory
     }
 
-    /// Returns how its task is called.
+    /// Returns what wakes its task.
     pub fn watch(&self) -> &Arc<Watch> {
         &self.watch
     }
 
-    /// Returns what it was when it started first.
+    /// Returns its configuration at its first start; `None` before that.
     pub fn config(&self) -> Option<&DiskConfig> {
         self.config.get()
     }
 
-    /// Keeps what it is, if it has not started before.
+    /// Keeps its configuration, unless there is an earlier one. Returns the one that is kept.
     pub fn set_config(&self, config: DiskConfig) -> &DiskConfig {
         self.config.call_once(|| config)
     }
@@ -89,18 +89,18 @@ impl Device {
         self.queues.get().map_or(&[], Vec::as_slice)
     }
 
-    /// Keeps its queues.
+    /// Gives it queues, once: later ones are dropped.
     pub fn set_queues(&self, queues: Vec<Mutex<DeviceQueue>>) {
         self.queues.call_once(|| queues);
     }
 
-    /// Returns its size.
+    /// Returns its size, in sectors of 512 bytes.
     #[inline]
     pub fn sectors(&self) -> Sector {
         Sector(self.sectors.load(Ordering::Relaxed))
     }
 
-    /// Notes its size. Returns the one before, if that was another one.
+    /// Sets its size, and tells its users of a change. Returns the size before, if that was another one.
     pub fn set_sectors(&self, sectors: Sector) -> Option<Sector> {
         let before = self.sectors.swap(sectors.0, Ordering::Relaxed);
         (before != sectors.0).then(|| {
@@ -121,7 +121,7 @@ impl Device {
         self.watch.changed();
     }
 
-    /// Has its task stop it for good.
+    /// Asks its task to stop it for good. Does not wait for that.
     pub fn leave(&self) {
         self.leaving.store(true, Ordering::Release);
         self.watch.call();
@@ -148,13 +148,13 @@ impl Device {
         self.failure.lock().clone()
     }
 
-    /// Gives it up: nobody can open it until it [works again](Self::recover).
+    /// Gives it up: it cannot be opened until it [works again](Self::recover).
     pub fn fail(&self, reason: String) {
         self.failure.lock().get_or_insert_with(|| reason.into());
         self.watch.changed();
     }
 
-    /// Notes that it works again, unless it is to be let go of.
+    /// Notes that it works again, unless it is to be stopped for good.
     pub fn recover(&self) {
         if !self.is_leaving() {
             *self.failure.lock() = None;
@@ -181,7 +181,7 @@ impl Device {
     pub fn remove_user(&self, number: u64) {
         self.changed.lock().forget(number);
         self.users.fetch_sub(1, Ordering::AcqRel);
-        // Who waits for the last user may go on.
+        // Wakes the tasks that wait for the device to be unused.
         self.watch.changed();
     }
 

@@ -1,7 +1,10 @@
-//! A queue of the device: the requests of all queues of guests' rings that one vCPU serves.
+//! A queue of the device: the requests of all queues of guests' rings that one vCPU serves, or several vCPUs if the
+//! device has fewer queues than there are vCPUs.
 //!
-//! That vCPU is the only one that locks it while requests are served, so the lock is never waited for; the control
-//! plane takes it to start, stop and look for requests that take too long.
+//! If each vCPU has a queue and each queue an interrupt, that vCPU is the only one that locks the queue while requests
+//! are served, and does not wait for the lock. Otherwise vCPUs that share a queue, or the first vCPU with the device's
+//! only interrupt, may wait for each other. The device's task locks it to start, to stop and, each second, to find
+//! requests that take too long.
 
 mod control;
 
@@ -19,17 +22,18 @@ use core::task::{Context, Poll};
 
 pub use control::State;
 
-/// The descriptors of a chain without an indirect table: eight segments, or a range, besides header and outcome.
+/// The most descriptors of a chain without an indirect table: the header, the status, and eight segments.
 const DIRECT: usize = 10;
 
-/// What a queue has done so far.
+/// The counts of a queue's requests so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Requests that the device had.
+    /// Chains that were given to the device. A discard counts once for each of its parts, and a request that is asked
+    /// again after a reset counts again.
     pub requests: u64,
-    /// Those of them that failed.
+    /// Chains that the device used with an error.
     pub failed: u64,
-    /// Notifications of the device.
+    /// Notifications that were sent to the device.
     pub notifications: u64,
 }
 
@@ -42,22 +46,23 @@ pub struct DeviceQueue {
     state: State,
     ring: Ring,
     slots: Slots,
-    /// The descriptors of each chain in the queue's own table; `None` with indirect tables, where that is one.
+    /// The number of descriptors in the queue's own table that each chain has; `None` if chains are in indirect tables,
+    /// and have one there.
     direct: Option<usize>,
     clients: Vec<Client>,
-    /// The clients that were turned away and have not come back.
+    /// The number of clients of which a request was refused as no slot was free, and that still wait for one.
     turned_away: usize,
-    /// The client that is told first of a free slot.
+    /// The client that is offered a free slot first.
     turn: usize,
-    /// The number of the current tick.
+    /// The current time in seconds, as of the last check of the requests.
     now: u32,
-    /// The most sectors that are forgotten at a time, and how.
+    /// The request by which data is discarded, and the most sectors of one.
     forgets: Option<crate::disk_config::Forgets>,
     counts: Counts,
 }
 
 impl DeviceQueue {
-    /// Takes the memory of a queue with up to `most` entries; the caller has seen to it that these make at least one
+    /// Allocates the memory of a queue with up to `most` entries. The caller has checked that these are enough for a
     /// request.
     pub fn new(
         number: u16,
@@ -92,8 +97,8 @@ impl DeviceQueue {
         self.slots.len()
     }
 
-    /// Returns the most segments of a request, as far as descriptors are concerned. A chain has its header and its outcome
-    /// besides, and is no longer than the queue, in an indirect table either.
+    /// Returns the most segments of a request for which there are descriptors. A chain also has a header and a status,
+    /// and even in an indirect table it must not be longer than the queue.
     pub fn most_segments(&self) -> usize {
         self.direct.unwrap_or(self.slots.len()) - 2
     }
@@ -170,7 +175,7 @@ impl DeviceQueue {
         self.slots.build(number, chain, request, segments)
     }
 
-    /// Adds what is in a slot to the ring.
+    /// Adds the chain in a slot to the ring.
     #[inline]
     fn push(&mut self, number: usize) {
         let head = match self.direct {
@@ -189,7 +194,7 @@ impl DeviceQueue {
         self.counts.requests += 1;
     }
 
-    /// Returns the slot that a chain belongs to, if the device has it.
+    /// Returns the slot of the chain that begins with a descriptor, if the device has it.
     #[inline]
     fn slot_of(&self, head: u32) -> Option<usize> {
         let head = head as usize;
@@ -200,7 +205,7 @@ impl DeviceQueue {
         }
     }
 
-    /// Returns the answer to a request that cannot be taken.
+    /// Returns the answer to a request that cannot be taken now: busy, or failed. `None` if it can be taken.
     #[inline]
     fn cannot_take(&mut self, client: usize) -> Option<Submitted> {
         match self.state {
@@ -212,7 +217,7 @@ impl DeviceQueue {
         (!has_share || self.clients[client].is_full()).then(|| self.turn_away(client))
     }
 
-    /// Returns whether a client may have one more slot, though others wait for some.
+    /// Returns whether a client may have one more slot while others wait for one: if it has less than its equal share.
     #[cold]
     fn has_share(&self, client: usize) -> bool {
         let active = self.clients.iter().filter(|client| client.is_active());
@@ -226,7 +231,7 @@ impl DeviceQueue {
         Submitted::Busy
     }
 
-    /// Tells the device of the requests that were added, if it wants to be told.
+    /// Makes the requests that were added available, and notifies the device if it wants that.
     #[inline]
     pub fn submit(&mut self) {
         if self.state == State::Running
@@ -238,7 +243,7 @@ impl DeviceQueue {
         }
     }
 
-    /// Takes what the device has used.
+    /// Takes the chains that the device has used.
     #[inline]
     pub fn collect(&mut self) {
         if self.state != State::Running {
@@ -251,15 +256,17 @@ impl DeviceQueue {
                 Used::Chain { head, written } => {
                     any = true;
                     let Some(number) = self.slot_of(head) else {
-                        return self.break_down("it has used a request that it does not have");
+                        return self
+                            .break_down("the device has used a request that it does not have");
                     };
                     if written > self.slots.get(number).writable {
-                        return self.break_down("it says that it has written more than it may");
+                        return self
+                            .break_down("the device reports more bytes written than it may write");
                     }
                     self.used(number);
                 }
                 Used::TooMany => {
-                    return self.break_down("it has used more requests than it has");
+                    return self.break_down("the device has used more requests than it has");
                 }
             }
         }
@@ -268,7 +275,7 @@ impl DeviceQueue {
         }
     }
 
-    /// Takes note of a request that the device has used.
+    /// Handles a chain that the device has used.
     #[inline]
     fn used(&mut self, number: usize) {
         let outcome = self.slots.outcome(number);
@@ -280,7 +287,7 @@ impl DeviceQueue {
         self.end(number, outcome);
     }
 
-    /// Goes on with the next part of what is to be forgotten. Returns false if there is none.
+    /// Asks for the next part of a discard. Returns false if there is none.
     #[cold]
     fn go_on(&mut self, number: usize) -> bool {
         let Some(forgets) = self.forgets else {
@@ -309,7 +316,7 @@ impl DeviceQueue {
         true
     }
 
-    /// Ends a request.
+    /// Completes a request, and frees its slot.
     #[inline]
     fn end(&mut self, number: usize, outcome: Result<(), IoError>) {
         let slot = self.slots.release(number);
@@ -318,7 +325,8 @@ impl DeviceQueue {
         client.command_ended();
     }
 
-    /// Passes a client's completions on. Ready if there were some, or if it may try again what was turned away.
+    /// Passes a client's completions to `sink`. Ready if there were any, or if the client may submit a refused request
+    /// again.
     #[inline]
     pub fn poll(
         &mut self,
@@ -328,7 +336,7 @@ impl DeviceQueue {
     ) -> Poll<()> {
         loop {
             self.collect();
-            // What goes on because a part of it has been done.
+            // The next parts of discards.
             self.submit();
             let drained = self.clients[number].drain(sink);
             if drained.gave_up {
@@ -338,14 +346,15 @@ impl DeviceQueue {
                 return Poll::Ready(());
             }
             self.clients[number].wake_with(context.waker());
-            // Its task may sleep: the device is to interrupt. What it has used until now is taken.
+            // The task may sleep after this, so the device is to interrupt. Chains that it used until here are taken
+            // first.
             if self.state != State::Running || !self.ring.arm() {
                 return Poll::Pending;
             }
         }
     }
 
-    /// Takes all that the device has used, because it has interrupted.
+    /// Takes all chains that the device has used, because it has interrupted, and has it interrupt for the next one.
     pub fn interrupted(&mut self) {
         loop {
             self.collect();

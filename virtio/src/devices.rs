@@ -13,7 +13,8 @@ use bulkhead_pci::{Departure, Driver, Function, PciHost};
 use bulkhead_xen::{DeviceStops, DmaMemory};
 use core::ops::Deref;
 
-/// The vendor of virtio devices, and the numbers of a disk: of one that is modern, and of one that can be legacy, too.
+/// The vendor of virtio devices, and the device numbers of a disk: of a modern one, and of a transitional one, which
+/// also has the legacy interface (virtio 1.2, section 4.1.2).
 const VENDOR: u16 = 0x1af4;
 const MODERN_DISK: u16 = 0x1042;
 const TRANSITIONAL_DISK: u16 = 0x1001;
@@ -30,8 +31,8 @@ impl<H: PciHost> Deref for Devices<H> {
 }
 
 impl<H: PciHost> Devices<H> {
-    /// Returns an empty list. `handle` is of the vCPU that this is called on, requests are served on `vcpus`, devices
-    /// find this domain's memory as `memory` says, and those in `stops` are stopped when the domain ends.
+    /// Returns an empty list. `handle` is of the vCPU that this is called on, requests are served on `vcpus`, `memory`
+    /// has the bus addresses of this domain's memory, and the devices in `stops` are stopped when the domain ends.
     pub fn new(
         handle: Handle<H>,
         vcpus: Vec<VcpuSpawner<H>>,
@@ -42,7 +43,7 @@ impl<H: PciHost> Devices<H> {
         Rc::new(Devices(all))
     }
 
-    /// Adds a device, and starts it. It stays until its function is taken away.
+    /// Adds a device, and starts it. It stays until its function is gone, or is detached and no disk lies on it.
     fn add(self: &Rc<Self>, function: Function<H>) {
         let name = function.name().to_string();
         let device = Device::new(name, self.memory().clone(), self.waiting().clone());
@@ -88,7 +89,8 @@ impl PassedThrough for Device {
     }
 }
 
-/// Waits until a device's function is taken away, and until no disk of a guest lies on it; then has it let go of.
+/// Waits until a device's function is gone, or is to be detached and no guest's disk lies on the device; then has the
+/// device stopped for good.
 async fn follow<H: PciHost>(
     devices: Rc<Devices<H>>,
     device: Arc<Device>,
@@ -108,16 +110,16 @@ async fn follow<H: PciHost>(
             }
         }
     }
-    // Nothing of it is held any more when it is stopped.
+    // The device's task is then the last one to hold the function, and gives it back once the device is stopped.
     drop(function);
     device.leave();
 }
 
-/// The driver of disks among the PCI functions of this domain.
+/// The driver of the PCI functions of this domain that are virtio disks.
 pub struct VirtioDriver<H: PciHost>(Rc<Devices<H>>);
 
 impl<H: PciHost> VirtioDriver<H> {
-    /// Returns the driver that adds what it takes to these devices.
+    /// Returns the driver that adds the disks which it is offered to these devices.
     pub fn new(devices: Rc<Devices<H>>) -> Self {
         VirtioDriver(devices)
     }
@@ -139,7 +141,7 @@ impl<H: PciHost> Driver<H> for VirtioDriver<H> {
     }
 }
 
-/// Returns why there is no device of that name.
+/// Returns the reason why there is no device of that name, or why it cannot be used yet.
 pub(crate) fn missing(all: &[Arc<Device>], name: &str) -> String {
     let names: Vec<&str> = all.iter().map(|device| device.name()).collect();
     if names.contains(&short_name(name)) {

@@ -1,4 +1,4 @@
-//! A device as a block device, and its queues for guests' rings.
+//! The block device of each user of a device, and the queues for guests' rings.
 
 use crate::device::Device;
 use crate::device_queue::DeviceQueue;
@@ -18,7 +18,7 @@ use virtio_spec::blk::T;
 /// The most bytes of a request.
 const MOST_BYTES: usize = 1 << 20;
 
-/// A device that somebody has open.
+/// A user's claim on a device, shared by the user's queues.
 struct Opened {
     device: Arc<Device>,
     config: DiskConfig,
@@ -35,7 +35,8 @@ impl Drop for Opened {
 pub struct Disk(Arc<Opened>);
 
 impl Disk {
-    /// Opens a device, to be written to if it can be. `config` is what it is.
+    /// Opens a device for reading and, unless it is read-only, writing. `config` is its configuration at its first
+    /// start.
     pub fn new(device: Arc<Device>, config: DiskConfig) -> Disk {
         let watcher = device.add_user();
         Disk(Arc::new(Opened {
@@ -59,7 +60,7 @@ impl BlockDevice for Disk {
             sector_size: config.sector_size,
             physical_sector_size: config.physical_sector_size,
             read_only: config.read_only,
-            // Without a cache there is nothing to do for it, and no guest has to do without.
+            // Offered without a cache, too: a flush then completes at once.
             flush: true,
             discard: limits.filter(|_| !config.read_only),
         }
@@ -84,7 +85,7 @@ impl BlockDevice for Disk {
     }
 }
 
-/// The queue of one of a guest's rings: the guest's requests on the device's queue of its vCPU.
+/// The queue that serves one ring of a guest's: puts the guest's requests on a queue of the device.
 struct Queue {
     opened: Arc<Opened>,
     number: usize,
@@ -93,7 +94,7 @@ struct Queue {
 }
 
 impl Queue {
-    /// Opens a queue on the vCPU that calls this.
+    /// Opens a queue on the device's queue for the vCPU in `context`; vCPUs share queues if there are fewer of these.
     fn new(opened: Arc<Opened>, context: &QueueContext) -> Result<Queue, OpenQueueError> {
         let queues = opened.device.queues();
         if queues.is_empty() {
@@ -114,7 +115,7 @@ impl Queue {
             alignment: opened.config.sector_size.bytes(),
             access: DataAccess::Dma,
             fua: false,
-            // The device's task sees to it that everything completes.
+            // The device's task resets a device that takes too long for a request.
             timeout: None,
             at_once: false,
         };
@@ -131,7 +132,8 @@ impl Queue {
         self.opened.device.queues()[self.number].lock()
     }
 
-    /// Checks a request of `bytes` bytes, and returns the number of its sectors.
+    /// Checks that a request of `bytes` bytes is allowed, within the disk and aligned. Returns the number of its
+    /// sectors.
     #[inline]
     fn check(&self, sector: Sector, bytes: u64, writes: bool) -> Result<u64, IoError> {
         if writes && self.opened.config.read_only {

@@ -1,4 +1,4 @@
-//! The features that are used of those a disk offers, and what it says of itself.
+//! The features of a disk that are used, and its configuration (virtio 1.2, sections 5.2.3 and 5.2.4).
 
 use crate::error::StartError;
 use crate::slots::MOST_SEGMENTS;
@@ -43,10 +43,11 @@ const USED: F = NEEDED
 /// The largest disk, in sectors: its bytes are counted in 63 bits.
 const MOST_SECTORS: u64 = 1 << 54;
 
-/// The times that the configuration is read until it stays the same meanwhile.
+/// The number of attempts to read the configuration without a change of it meanwhile.
 const READS: usize = 16;
 
-/// Chooses features.
+/// Chooses the features to accept from those that are offered. Fails if the device is a legacy one, or bypasses the
+/// IOMMU.
 pub fn negotiate(offered: u64) -> Result<F, StartError> {
     let offered = F::from_bits_truncate(le128::from_ne(offered.into()));
     let unusable = |reason: &str| Err(StartError::Unusable(reason.to_string()));
@@ -62,45 +63,49 @@ pub fn negotiate(offered: u64) -> Result<F, StartError> {
     Ok(offered & USED)
 }
 
-/// Returns features as the registers have them.
+/// Returns features as the bits of the two feature registers, the lower one first.
 pub fn bits(features: F) -> u64 {
     features.bits().to_ne() as u64
 }
 
-/// How a disk forgets data.
+/// The request by which a disk discards data, and its limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forgets {
     /// The type of the request.
     pub request: T,
-    /// The most sectors of one request.
+    /// The most sectors of one request, whole blocks.
     pub most: u32,
-    /// The unit that the disk prefers.
+    /// The unit that the disk prefers, at least a block.
     pub granularity: Sector,
 }
 
-/// What a disk is.
+/// The configuration of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskConfig {
-    /// Its size.
+    /// Its size, in sectors of 512 bytes, whole blocks.
     pub sectors: Sector,
     /// The size of its blocks.
     pub sector_size: SectorSize,
-    /// The size of its physical blocks.
+    /// The size of its physical blocks, 4096 bytes if it is more than that.
     pub physical_sector_size: SectorSize,
-    /// The most segments of a request.
+    /// The most segments of a request, from 1 to [`MOST_SEGMENTS`].
     pub segments: usize,
-    /// Its queues.
+    /// The number of its queues, at least 1.
     pub queues: u16,
-    /// How it forgets data, if it can.
+    /// The request by which it discards data, if there is one.
     pub forgets: Option<Forgets>,
-    /// What was written is to be made durable by a request.
+    /// It has a write cache: writes need a flush to be durable.
     pub flushes: bool,
     /// It can only be read.
     pub read_only: bool,
 }
 
 impl DiskConfig {
-    /// Reads what a disk is.
+    /// Reads the configuration of a disk.
+    ///
+    /// # Errors
+    /// If the device is gone, the configuration changes each time it is read, or its size, the size of its blocks or
+    /// the size of its segments cannot be used.
     pub fn read(transport: &Transport, features: F) -> Result<DiskConfig, StartError> {
         for _ in 0..READS {
             let before = transport.generation();
@@ -151,7 +156,7 @@ impl DiskConfig {
         }
         let segments = match has(F::SEG_MAX) {
             true => disk.read32(SEG_MAX) as usize,
-            // It need not take more.
+            // Without the feature, only one segment is promised.
             false => 1,
         };
         let queues = match has(F::MQ) {
@@ -170,15 +175,14 @@ impl DiskConfig {
         })
     }
 
-    /// Returns whether this may be the disk that was known as `before`: what requests depend on is the same. Its size
-    /// may be another one.
+    /// Returns whether this may be the disk that had the configuration `before`: all but its size is the same.
     pub fn is_like(&self, before: &DiskConfig) -> bool {
         let sectors = before.sectors;
         DiskConfig { sectors, ..*self } == *before
     }
 }
 
-/// Returns how a disk forgets data, if it can.
+/// Returns the request by which a disk discards data, if there is one.
 fn forgets(disk: &dyn Registers, features: F, sector_size: SectorSize) -> Option<Forgets> {
     let unit = sector_size.sectors().0 as u32;
     let whole = |sectors: u32| sectors - sectors % unit;

@@ -9,11 +9,11 @@ use core::fmt;
 /// The reason why a device does not start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StartError {
-    /// dom0's pciback or Xen does not give what the driver needs.
+    /// dom0's pciback or Xen refuses an operation on the PCI function.
     Pci(PciError),
-    /// The function has not all structures of a modern device.
+    /// The function lacks a structure of a modern device.
     NotModern,
-    /// It does not reset itself.
+    /// It does not complete a reset in time.
     Stays,
     /// It is not there any more.
     Gone,
@@ -21,25 +21,25 @@ pub enum StartError {
     FeaturesRefused,
     /// Its configuration changes whenever it is read.
     Restless,
-    /// It cannot be used, for a reason that stays.
+    /// It cannot be used, for a reason that will not pass.
     Unusable(String),
     /// There is no memory for its queues.
     Pages(NoPages),
     /// One of its interrupts cannot be used.
     Interrupt {
-        /// Which.
+        /// The number of the interrupt.
         vector: usize,
-        /// Why.
+        /// Xen's reason.
         error: Errno,
     },
-    /// It could not be stopped when the domain ends.
+    /// Too many devices are registered to be stopped when the domain ends.
     TooMany(TooManyDevices),
     /// The domain ends.
     Ending,
 }
 
 impl StartError {
-    /// Returns whether the next start would fail, too.
+    /// Returns whether it is of no use to try again at once.
     pub fn is_final(&self) -> bool {
         !matches!(
             self,
@@ -47,7 +47,7 @@ impl StartError {
         )
     }
 
-    /// Returns whether every later start would fail, too.
+    /// Returns whether it is of no use to try again later, either.
     pub fn stays(&self) -> bool {
         self.is_final() && !matches!(self, Self::Gone | Self::Pages(_))
     }
@@ -58,7 +58,7 @@ impl fmt::Display for StartError {
         match self {
             Self::Pci(error) => error.fmt(f),
             Self::NotModern => f.write_str(
-                "it has not all structures of a modern virtio device (with QEMU: disable-legacy=on)",
+                "it lacks a structure of a modern virtio device (with QEMU: disable-legacy=on)",
             ),
             Self::Stays => f.write_str("it does not reset itself"),
             Self::Gone => f.write_str("it is not there any more"),

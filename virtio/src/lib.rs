@@ -1,5 +1,6 @@
-//! The virtio-blk driver: disks that were passed through to the driver domain as PCI functions (`pci=` in its
-//! configuration), as a store of guests' disks: `target=virtio:03:00.0`. Clouds and nested hosts have such disks.
+//! The virtio-blk driver: serves guests' disks from virtio disks that were passed through to the driver domain as PCI
+//! functions (`pci=` in its configuration). A guest's disk names one as its target: `target=virtio:03:00.0`. Clouds and
+//! nested hosts have such disks.
 //!
 //! ```text
 //!   Function ───────► Life, a task of the first vCPU: starts, listens, resets, stops
@@ -13,13 +14,14 @@
 //! addresses. Nothing is copied, and a page's virtual address is never used. A device whose accesses would bypass the
 //! IOMMU (without `VIRTIO_F_ACCESS_PLATFORM`) is refused.
 //!
-//! The device is trusted with its data and with what the IOMMU lets it reach, and with nothing else: what it says is
-//! read once and checked. If it uses a request that it does not have, or takes too long for one, it is reset, and asked
-//! again for what it had. A guest's page is not given back before the device has used the request, has reset itself,
-//! or may access no memory.
+//! The device is trusted with its data and with what the IOMMU lets it reach, and with nothing else: its configuration
+//! and its part of the queues are read once and checked. If it uses a request that it does not have, or takes too long
+//! for one, it is reset, and the requests that it had are asked again. A guest's page is not given back before the
+//! device has used the request, has been reset, or may access no memory.
 //!
-//! # Beside the crate virtio-drivers
-//! Its definitions are those of crate `virtio-spec`, too, from which this driver has them. Of its code, nothing fits:
+//! # Why not the crate virtio-drivers
+//! This driver takes the specification's definitions from crate `virtio-spec`, as virtio-drivers does. Its code does
+//! not fit:
 //!
 //! - `PciTransport` reads configuration space by calls that return the value. Here each is an operation of pciback's
 //!   in dom0, for which a task waits while its vCPU serves other disks.

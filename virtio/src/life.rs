@@ -24,35 +24,36 @@ use core::time::Duration;
 use futures_util::future::OptionFuture;
 use virtio_spec::blk::F;
 
-/// The pause between two looks at the requests that the device has.
+/// The pause between two checks of the requests that the device has.
 const TICK: Duration = Duration::from_secs(1);
-/// The same where no interrupt tells of what it has used.
+/// The same if the device has no interrupt: used requests are found by these checks then.
 const POLL: Duration = Duration::from_millis(1);
 
-/// The ticks that a request may take, as long as Linux gives an NVMe command. For virtio disks it has no limit.
+/// The time that a request may take before the device is reset, in seconds: as long as Linux gives an NVMe command.
+/// Linux has no limit for virtio disks. The unit does not depend on how often requests are checked.
 const REQUEST_TICKS: u32 = 30;
 
-/// The starts that may fail one after another, and the pause before the second one; it doubles.
+/// The number of attempts to start a device before it is given up, and the pause before the second one; it doubles.
 const STARTS: u32 = 4;
 const START_AGAIN: Duration = Duration::from_secs(1);
 
-/// A device that works for that long after a reset has recovered. One that does not is given up after this many, of
-/// which none was for a request that takes too long.
+/// A device that works for [`RECOVERED`] after a reset has recovered. One that has not recovered is given up when it
+/// fails after [`RESETS`] resets. Resets for requests that take too long do not count.
 const RECOVERED: Duration = Duration::from_secs(600);
 const RESETS: u32 = 5;
 
-/// The time that a device may take to reset itself.
+/// The time that a device may take for a reset.
 const RESETS_ITSELF: Duration = Duration::from_secs(5);
 
 /// The first pause between two looks at the device's state, and the longest one.
 const FIRST_LOOK: Duration = Duration::from_micros(100);
 const LAST_LOOK: Duration = Duration::from_millis(10);
 
-/// The changes of its configuration that a device may cause at once, and the time for each further one: each is a line in
-/// the log, and told to all guests that use it.
+/// The limit on changes of its size that a device causes: 16 at once, and one more every 30 seconds. Each is a line in
+/// the log, and is passed on to all guests that use it.
 const CHANGES: RateLimit = RateLimit::new(16, Duration::from_secs(30));
 
-/// The reason why a device is not listened to any more.
+/// The reason why serving a device ends.
 enum End {
     /// It is to be stopped for good.
     Leaves,
@@ -60,7 +61,7 @@ enum End {
     Fails(String),
 }
 
-/// A device, with what its task alone uses.
+/// A device, with the state that its task alone uses.
 struct Life<'d, H: PciHost> {
     devices: &'d Devices<H>,
     device: Arc<Device>,
@@ -71,19 +72,19 @@ struct Life<'d, H: PciHost> {
     interrupt: Option<Interrupt<H>>,
     /// The tasks that wait for the interrupts of the queues.
     listeners: Vec<Task>,
-    /// It is stopped when the domain ends.
+    /// Has it stopped when the domain ends.
     registration: Option<StopRegistration<'static>>,
     features: F,
-    /// How often the configuration had changed when it was read.
+    /// The generation of the configuration that was read last.
     generation: u8,
-    /// Requests are looked at, next at that time.
+    /// The time of the next check of the requests; `None` while there are none.
     tick: Option<Instant>,
     changes: RateLimit,
-    /// The time from which on another size is taken.
+    /// The time at which a change of the configuration that was put off is read.
     next_size: Option<Instant>,
 }
 
-/// Runs a device until it is let go of.
+/// Runs a device until it is stopped for good.
 pub async fn live<H: PciHost>(
     devices: &Devices<H>,
     device: Arc<Device>,
@@ -118,7 +119,7 @@ impl<H: PciHost> Life<'_, H> {
         self.device.name()
     }
 
-    /// Returns when the device is to be stopped for good.
+    /// Starts and serves the device, and resets it when it fails. Returns when it is to be stopped for good.
     async fn run(&mut self) {
         let mut resets = 0;
         let mut begun = self.begin().await;
@@ -139,8 +140,8 @@ impl<H: PciHost> Life<'_, H> {
             if self.devices.handle().now().since(since) >= RECOVERED {
                 resets = 0;
             }
-            // A reset for requests that take too long counts against these alone, of which each fails at its second
-            // one: otherwise a guest could have the device given up for all others.
+            // A reset because of requests that take too long counts only against these, each of which fails at its
+            // second reset: otherwise a guest could have the device given up for all others.
             let mut queues = self.device.queues().iter();
             if !queues.any(|queue| queue.lock().has_late()) {
                 resets += 1;
@@ -152,7 +153,7 @@ impl<H: PciHost> Life<'_, H> {
         }
     }
 
-    /// Starts the device, if need be again and again. The error is why it is to be given up.
+    /// Starts the device, in up to [`STARTS`] attempts. The error is the reason for which it is to be given up.
     async fn begin(&mut self) -> Result<(), Refusal> {
         let mut pause = START_AGAIN;
         let mut attempt = 1;
@@ -182,7 +183,7 @@ impl<H: PciHost> Life<'_, H> {
         }
     }
 
-    /// Listens to the device as long as it works.
+    /// Serves the device for as long as it works.
     async fn serve(&mut self) -> End {
         loop {
             if self.device.is_leaving() {
@@ -195,7 +196,8 @@ impl<H: PciHost> Life<'_, H> {
         }
     }
 
-    /// Does what there is to do. The error is why the device is to be reset.
+    /// Handles the device's interrupt, a change of its configuration, and its requests if a check is due. The error is
+    /// the reason for which the device is to be reset.
     fn attend(&mut self) -> Result<(), String> {
         let called = self.device.watch().take_call();
         self.end_interrupt();
@@ -225,7 +227,7 @@ impl<H: PciHost> Life<'_, H> {
             if self.is_idle() {
                 let watch = self.device.watch();
                 watch.end_ticks();
-                // A request that came in between has seen that there are ticks.
+                // A request that came in between found the ticks still on, and has not called this task.
                 match self.is_idle() {
                     true => self.tick = None,
                     false => watch.begin_ticks(),
@@ -235,7 +237,7 @@ impl<H: PciHost> Life<'_, H> {
         Ok(())
     }
 
-    /// Notes that what the device has interrupted for is looked at.
+    /// Ends the device's interrupt. What it was raised for is looked at after this.
     fn end_interrupt(&self) {
         let (Some(interrupt), Some(vectors)) = (&self.interrupt, &self.vectors) else {
             return;
@@ -246,7 +248,7 @@ impl<H: PciHost> Life<'_, H> {
         interrupt.handled();
     }
 
-    /// Reads how large the disk is now. If that changes too often, the size that it has later is what counts.
+    /// Reads the disk's size anew. If that changes too often, this is put off, and the size at that time counts.
     fn note_size(&mut self) -> Result<(), String> {
         let (now, changes) = (self.devices.handle().now(), &mut self.changes);
         if *self.next_size.get_or_insert_with(|| changes.reserve(now)) > now {
@@ -266,8 +268,8 @@ impl<H: PciHost> Life<'_, H> {
         Ok(())
     }
 
-    /// Looks for requests that take too long, and for queues whose device does not keep to the protocol. An interrupt
-    /// may have been lost.
+    /// Takes used requests whose interrupt was lost. The error says that the device has broken the protocol, or takes
+    /// too long for a request.
     fn look_at_requests(&mut self, now: u32) -> Result<(), String> {
         for queue in self.device.queues() {
             let mut queue = queue.lock();
@@ -297,7 +299,7 @@ impl<H: PciHost> Life<'_, H> {
         queues.all(|queue| queue.lock().is_idle())
     }
 
-    /// Waits for the device, for the queues, or for the next look at the requests.
+    /// Waits for an interrupt of the device, a call of a queue, or the next check that is due.
     async fn something_happens(&self) {
         let handle = self.devices.handle();
         let due = [self.tick, self.next_size].into_iter().flatten().min();
@@ -334,7 +336,7 @@ impl<H: PciHost> Life<'_, H> {
         let over = |state: transport::State| state.is_reset() || state.is_gone();
         let mut stopped = self.until(over).await;
         if !stopped || self.transport.state().is_gone() {
-            // Its configuration says that it may access no memory. If it is not even there, it cannot.
+            // Without bus mastering it cannot access memory, whether or not it still answers.
             match self.function.set_bus_mastering(false).await {
                 Ok(()) => stopped = true,
                 Err(error) => log::warn!("virtio:{}: {error}", self.name()),
@@ -365,7 +367,7 @@ impl<H: PciHost> Life<'_, H> {
         }
         self.listeners.drain(..).for_each(|task| task.stop());
         if halted {
-            // One that may still be at work is told again when the domain ends.
+            // A device that may still access memory stays registered, and is told again to stop when the domain ends.
             self.registration = None;
             if let Err(error) = self.function.set_bus_mastering(false).await {
                 log::debug!("virtio:{}: {error}", self.name());
@@ -375,7 +377,7 @@ impl<H: PciHost> Life<'_, H> {
         }
     }
 
-    /// Looks at the device's state until it is as wanted. Returns false if that takes too long.
+    /// Polls the device's status until it is as wanted. Returns false if that takes longer than [`RESETS_ITSELF`].
     async fn until(&self, wanted: impl Fn(transport::State) -> bool) -> bool {
         let handle = self.devices.handle();
         let deadline = handle.now() + RESETS_ITSELF;
@@ -393,7 +395,7 @@ impl<H: PciHost> Life<'_, H> {
     }
 }
 
-/// Returns a time in seconds.
+/// Returns a time in whole seconds, the unit in which the age of requests is measured.
 fn seconds(time: Instant) -> u32 {
     (time.0 / 1_000_000_000) as u32
 }

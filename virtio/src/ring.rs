@@ -1,8 +1,8 @@
-//! A split virtqueue in one page: the descriptor table, the ring of what the driver makes available, and the ring of
-//! what the device has used.
+//! A split virtqueue in one page (virtio 1.2, section 2.7): the descriptor table, the ring of chains that the driver
+//! makes available, and the ring of chains that the device has used.
 //!
-//! The device may change every word of the page at any time. The driver keeps what it needs of its own parts, and
-//! reads the device's part once.
+//! The device may change every word of the page at any time. The driver keeps its own copy of what it needs of its
+//! parts, and reads each word of the device's part once.
 
 use bulkhead_dma::{DmaPages, NoPages, WORDS};
 use bulkhead_xen::DmaMemory;
@@ -14,8 +14,8 @@ pub const MOST_ENTRIES: usize = 64;
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT`, and `VIRTQ_USED_F_NO_NOTIFY`.
 const NO_NOTICE: u16 = 1;
 
-/// The places of the parts, in words of the page. Each ring begins with flags and index in the upper half of a word,
-/// so that its entries begin with a word.
+/// The offsets of the rings in the page, in words of eight bytes. Each ring begins with flags and index in the upper
+/// half of a word, so that its entries begin with a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Layout {
     entries: usize,
@@ -43,7 +43,7 @@ impl Layout {
 
 const _: () = assert!(Layout::new(MOST_ENTRIES).words() <= WORDS);
 
-/// What the device has used next.
+/// The next entry of the device's ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Used {
     /// Nothing more.
@@ -63,22 +63,22 @@ pub enum Used {
 pub struct Ring {
     page: DmaPages,
     layout: Layout,
-    /// The driver's entries and the index at which it wants to be interrupted, as they are in the page.
+    /// A copy of the driver's entries, and of the index at which it wants to be interrupted (`used_event`).
     available: [u64; (MOST_ENTRIES + 1).div_ceil(4)],
     flags: u16,
-    /// The chains that were added, made available, and taken back so far, each modulo 2^16.
+    /// The numbers of chains that were added, made available, and taken back so far, each modulo 2^16.
     added: u16,
     published: u16,
     taken: u16,
     /// The device's index, as it was read last.
     seen: u16,
     event_index: bool,
-    /// The device interrupts when it uses something next.
+    /// The device was told to interrupt when it uses a chain next.
     armed: bool,
 }
 
 impl Ring {
-    /// Takes the memory of a queue.
+    /// Allocates the memory of a queue.
     pub fn new(memory: &dyn DmaMemory) -> Result<Ring, NoPages> {
         Ok(Ring {
             page: DmaPages::new(memory, 1)?,
@@ -94,11 +94,12 @@ impl Ring {
         })
     }
 
-    /// Returns the number of entries for a device that has up to `most`.
+    /// Returns the number of entries to use of a device that takes up to `most`: a power of two, at most
+    /// [`MOST_ENTRIES`].
     pub fn entries_for(most: u16) -> usize {
         match usize::from(most).min(MOST_ENTRIES) {
             0 => 0,
-            // Only powers of two can be.
+            // The size of a split virtqueue is a power of two.
             most => 1 << most.ilog2(),
         }
     }
@@ -149,7 +150,7 @@ impl Ring {
         &self.page.words(0)[at]
     }
 
-    /// Sets one of the driver's entries, or what follows the last one.
+    /// Sets one of the driver's entries, or `used_event`, which follows the last one.
     #[inline]
     fn set_available(&mut self, entry: usize, value: u16) {
         let (at, shift) = (entry / 4, entry % 4 * 16);
@@ -166,7 +167,7 @@ impl Ring {
             .store((head << 32).to_le(), order);
     }
 
-    /// Adds the chain of descriptors that begins with that one. The caller has no more chains out than there are
+    /// Adds the chain that begins with the descriptor `head`. The caller has no more chains in the ring than there are
     /// entries.
     #[inline]
     pub fn push(&mut self, head: u16) {
@@ -175,7 +176,7 @@ impl Ring {
         self.added = self.added.wrapping_add(1);
     }
 
-    /// Makes what was added available. Returns whether the device wants to be notified of it.
+    /// Makes the chains that were added available. Returns whether the device wants to be notified of them.
     #[inline]
     pub fn publish(&mut self) -> bool {
         if self.added == self.published {
@@ -183,7 +184,8 @@ impl Ring {
         }
         let before = core::mem::replace(&mut self.published, self.added);
         self.set_index(Ordering::Release);
-        // The device sees the index, or the driver sees what the device wanted to be told when it looked last.
+        // Orders the write of the index before the read below: either the device sees the new index before it waits, or
+        // the driver sees that the device wants to be notified.
         fence(Ordering::SeqCst);
         match self.event_index {
             true => {
@@ -202,7 +204,8 @@ impl Ring {
         (word >> 32) as u32
     }
 
-    /// Takes what the device has used next.
+    /// Takes the next chain that the device has used. The first one has the device not interrupt until
+    /// [`arm`](Self::arm).
     #[inline]
     pub fn take(&mut self) -> Used {
         if self.taken == self.seen {
@@ -226,7 +229,8 @@ impl Ring {
         }
     }
 
-    /// Has the device not interrupt, as the queue is being looked at. With an event index it interrupts once anyway.
+    /// Has the device not interrupt while the queue is being looked at. With an event index there is nothing to do: the
+    /// device interrupts only when it passes `used_event`, once.
     #[inline]
     fn disarm(&mut self) {
         self.armed = false;
@@ -236,7 +240,7 @@ impl Ring {
         }
     }
 
-    /// Has the device interrupt when it uses something next. Returns whether it has already.
+    /// Has the device interrupt when it uses a chain next. Returns whether it has used one already.
     #[inline]
     pub fn arm(&mut self) -> bool {
         if !self.armed {
@@ -248,14 +252,15 @@ impl Ring {
                     self.set_index(Ordering::Relaxed);
                 }
             }
-            // The device sees this before it uses more, or the driver sees that it has.
+            // Orders this write before the read below: either the device sees it before it uses the next chain, or the
+            // driver sees that chain.
             fence(Ordering::SeqCst);
         }
         (self.used_head(Ordering::Relaxed) >> 16) as u16 != self.taken
     }
 }
 
-/// Returns whether the step from `before` to `now` passes the event.
+/// Returns whether the step from `before` to `now` passes the event (`vring_need_event`, virtio 1.2, section 2.7.7.1).
 #[inline]
 fn is_past(event: u16, before: u16, now: u16) -> bool {
     now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(before)

@@ -1,7 +1,7 @@
-//! The requests of a queue, from the moment at which the device may see them until it has used them.
+//! The requests of a queue, from the time at which the device may see them until it has used them.
 //!
-//! Each has a page: the indirect descriptors of its chain, its header, the range that it is about if it has no data,
-//! and the byte in which the device tells its outcome.
+//! Each has a page: the indirect descriptors of its chain, its header (virtio 1.2, section 5.2.6), the range of sectors
+//! if it is a discard, and the status byte that the device writes.
 
 use alloc::vec::Vec;
 use bulkhead_dma::{DmaPages, NoPages, WORDS};
@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use virtio_spec::blk::{S, T};
 use virtio_spec::virtq::DescF;
 
-/// The places in a page, in words.
+/// The offsets in a page, in words of eight bytes.
 const HEADER: usize = WORDS - 16;
 const RANGE: usize = HEADER + 2;
 const STATUS: usize = RANGE + 2;
@@ -20,17 +20,17 @@ const STATUS: usize = RANGE + 2;
 /// The most descriptors of a page.
 const DESCRIPTORS: usize = HEADER / 2;
 
-/// The most segments of a request: a chain has its header and its outcome besides.
+/// The most segments of a request: a chain also has a header and a status.
 pub const MOST_SEGMENTS: usize = DESCRIPTORS - 2;
 
-/// The bytes of a header, and of a range.
+/// The sizes of a header, and of a range, in bytes.
 const HEADER_BYTES: u32 = 16;
 const RANGE_BYTES: u32 = 16;
 
-/// The flag of a range that may be given up.
+/// The flag of a range of Write Zeroes that may be deallocated.
 const UNMAP: u64 = 1;
 
-/// What a byte for the outcome holds until the device writes to it.
+/// The value of a status byte until the device writes to it.
 const NO_OUTCOME: u8 = 0xff;
 
 /// The sectors that a request without data is about.
@@ -42,28 +42,28 @@ pub struct Range {
     pub count: u64,
 }
 
-/// A request, or the place of one.
+/// A slot, and the request in it, if it is used.
 #[derive(Clone, Copy, Debug)]
 pub struct Slot {
-    /// What the guest's queue calls it.
+    /// Its tag in the guest's queue.
     pub tag: Tag,
     /// The queue that it came from.
     pub client: u16,
-    /// What is forgotten: the part that the device has, and all that comes after that.
+    /// The sectors of a discard that are not done: the part that the device has, and all that come after that.
     pub range: Range,
-    /// The most bytes that the device may have written.
+    /// The most bytes that the device may write.
     pub writable: u32,
-    /// The descriptors of its chain.
+    /// The number of descriptors of its chain.
     pub descriptors: u16,
-    /// The tick at which the device had it.
+    /// The time at which the device was given it, in seconds.
     pub since: u32,
-    /// The times that it was asked again.
+    /// The number of times that it was asked again; a reset on its account counts twice.
     pub retries: u8,
     /// The device may have it.
     pub used: bool,
-    /// Nobody waits for it any more: it is not asked again.
+    /// It was cancelled: it is not asked again.
     pub unwanted: bool,
-    /// It takes too long: the device is reset for it.
+    /// It takes too long: the device is reset because of it.
     pub late: bool,
 }
 
@@ -97,7 +97,7 @@ pub struct Chain<'t> {
 }
 
 impl<'t> Chain<'t> {
-    /// Begins a chain. `words` are those of the descriptors from number `first` on.
+    /// Begins a chain in `words`, two for each descriptor. The first descriptor has the number `first` in its table.
     pub fn new(words: &'t [AtomicU64], first: u16) -> Chain<'t> {
         Chain {
             words,
@@ -107,8 +107,8 @@ impl<'t> Chain<'t> {
         }
     }
 
-    /// Adds a descriptor; there is always one more behind it, unless it is the [last](Self::end). Returns false if
-    /// there is no room.
+    /// Adds a descriptor of `len` bytes at a bus address, which the device writes or reads. Another one follows, unless
+    /// it is the `last`. Returns false if there is no room.
     #[inline]
     fn add(&mut self, address: u64, len: u32, written: bool, last: bool) -> bool {
         let at = 2 * usize::from(self.len);
@@ -135,7 +135,7 @@ fn descriptor(len: u32, flags: DescF, next: u16) -> u64 {
     u64::from(len) | u64::from(flags.bits().to_ne()) << 32 | u64::from(next) << 48
 }
 
-/// Returns the words of a descriptor of an indirect table.
+/// Returns the words of a descriptor that names an indirect table with `descriptors` descriptors at a bus address.
 #[inline]
 pub fn indirect(address: u64, descriptors: u16) -> [u64; 2] {
     [
@@ -144,21 +144,21 @@ pub fn indirect(address: u64, descriptors: u16) -> [u64; 2] {
     ]
 }
 
-/// What a request is, as the device is told.
+/// A request for the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     /// Its type.
     pub kind: T,
     /// The first sector of its data.
     pub sector: u64,
-    /// What is forgotten.
+    /// The sectors of a discard; none for other requests.
     pub range: Range,
-    /// The most sectors that are forgotten at a time.
+    /// The most sectors that are discarded at a time.
     pub most: u32,
 }
 
 impl Slots {
-    /// Takes the memory of that many slots.
+    /// Allocates the memory of `count` slots.
     pub fn new(memory: &dyn DmaMemory, count: usize) -> Result<Slots, NoPages> {
         Ok(Slots {
             all: filled(count, |_| UNUSED)?,
@@ -230,7 +230,7 @@ impl Slots {
         *slot
     }
 
-    /// Returns where the device finds a slot's own descriptors, and their words.
+    /// Returns the bus address of a slot's indirect table, and its words.
     #[inline]
     pub fn table(&self, number: usize) -> (u64, &[AtomicU64]) {
         let words = &self.pages.words(number)[..2 * DESCRIPTORS];

@@ -15,7 +15,7 @@ use core::time::Duration;
 
 /// Returns the store `virtio:` of these devices.
 ///
-/// A target names a device by its PCI function, then what of it is meant: `virtio:03:00.0`,
+/// A target names a device by its PCI function, then a volume if it is not the whole disk: `virtio:03:00.0`,
 /// `virtio:03:00.0/root-alice`, `virtio:03:00.0/vg0/alice`.
 pub fn virtio_store<H: PciHost>(devices: Rc<Devices<H>>) -> DiskStore {
     DiskStore::new(Rc::new(All(devices)))
@@ -66,7 +66,7 @@ impl<H: PciHost> Disks for All<H> {
 
     fn list(&self) -> Vec<KnownDisk> {
         let all = self.0.list();
-        // While it is reset, or does not work for the moment, it stays what it is, and what guests have of it is theirs.
+        // While it is reset, or does not work for the moment, it stays listed: guests' disks on it stay attached.
         let usable = all
             .into_iter()
             .filter(|device| device.config().is_some() && !device.is_leaving());

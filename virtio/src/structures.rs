@@ -1,4 +1,5 @@
-//! Where a function has the structures of a modern virtio device: its vendor's capabilities say so.
+//! The places of a modern virtio device's structures, which vendor-specific capabilities of its function give (virtio
+//! 1.2, section 4.1.4).
 
 use crate::error::StartError;
 use alloc::sync::Arc;
@@ -11,19 +12,19 @@ const NOTIFY: u8 = 2;
 const ISR: u8 = 3;
 const DEVICE: u8 = 4;
 
-/// The bytes of a capability, and of one that says where queues are notified.
+/// The least size of a capability, and of the one for notifications, in bytes.
 const CAPABILITY: u8 = 16;
 const NOTIFY_CAPABILITY: u8 = 20;
 
-/// The BARs of a function.
+/// The number of BARs of a function.
 const BARS: u8 = 6;
 
-/// The bytes of the common structure up to the addresses of a queue, and those of a disk's configuration with nothing
-/// but its size.
+/// The least size of the common structure, up to the addresses of a queue, and of a disk's configuration with nothing
+/// but its capacity, in bytes.
 const LEAST_COMMON: u32 = 0x38;
 const LEAST_DEVICE: u32 = 8;
 
-/// The most bytes that are mapped of a structure with registers, and of the one where queues are notified.
+/// The most bytes that are mapped of a structure, and of the one for notifications.
 const MOST: u32 = 4 << 10;
 const MOST_NOTIFY: u32 = 256 << 10;
 
@@ -40,14 +41,13 @@ struct StructureLocation {
 pub struct StructureLocations {
     common: StructureLocation,
     notify: StructureLocation,
-    /// The bytes from one queue's register to the next one's.
+    /// The number of bytes by which a queue's notification offset is multiplied (`notify_off_multiplier`).
     multiplier: u32,
     isr: Option<StructureLocation>,
     device: StructureLocation,
 }
 
-/// What the capabilities have named so far. Where a kind is named several times, the first one is the one that the
-/// device prefers.
+/// The structures that were found so far. If a kind is there several times, the device prefers the first one.
 #[derive(Default)]
 struct Found {
     common: Option<StructureLocation>,
@@ -93,7 +93,7 @@ impl Found {
     }
 }
 
-/// Reads where the structures of a function are.
+/// Reads where the structures of a function are. Fails if one that is needed is missing or too short.
 pub async fn find<H: PciHost>(function: &Function<H>) -> Result<StructureLocations, StartError> {
     let mut found = Found::default();
     for capability in function.capabilities().await? {
@@ -110,7 +110,7 @@ pub async fn find<H: PciHost>(function: &Function<H>) -> Result<StructureLocatio
     found.complete()
 }
 
-/// Reads one capability. `None` if it is too short, or names what is not there.
+/// Reads one capability. `None` if it is too short, or names a place that a function cannot have.
 async fn read<H: PciHost>(
     config: &ConfigSpace<H>,
     capability: Capability,
@@ -139,15 +139,15 @@ async fn read<H: PciHost>(
 
 /// The structures, mapped.
 pub struct Structures {
-    /// What all virtio devices have.
+    /// The common configuration (`virtio_pci_common_cfg`).
     pub common: Arc<dyn Registers>,
-    /// Where queues are notified.
+    /// The registers by which the device is notified of queues.
     pub notify: Arc<dyn Registers>,
-    /// The bytes from one queue's register there to the next one's.
+    /// The number of bytes by which a queue's notification offset is multiplied (`notify_off_multiplier`).
     pub multiplier: usize,
-    /// The reason for an interrupt that is a line.
+    /// The interrupt status, for an interrupt line.
     pub isr: Option<Arc<dyn Registers>>,
-    /// What disks have.
+    /// The configuration of a disk (`virtio_blk_config`).
     pub device: Arc<dyn Registers>,
 }
 

@@ -1,4 +1,4 @@
-//! The registers of a device: its state, its features, and its queues.
+//! The registers of a device: its status, its features, and its queues (virtio 1.2, section 4.1.4.3).
 
 use crate::error::StartError;
 use crate::structures::Structures;
@@ -23,25 +23,25 @@ const QUEUE_DESC: usize = 0x20;
 const QUEUE_DRIVER: usize = 0x28;
 const QUEUE_DEVICE: usize = 0x30;
 
-/// The interrupt of something that has none.
+/// The vector that means no interrupt (`VIRTIO_MSI_NO_VECTOR`).
 const NO_VECTOR: u16 = 0xffff;
 
-/// The state as the device shows it.
+/// The device status (virtio 1.2, section 2.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State(u8);
 
 impl State {
-    /// Every bit is set: the device is not there.
+    /// Returns whether every bit is set: the device does not answer.
     pub fn is_gone(self) -> bool {
         self.0 == u8::MAX
     }
 
-    /// The device has reset itself, and accesses no memory.
+    /// Returns whether the device has completed a reset, and accesses no memory.
     pub fn is_reset(self) -> bool {
         self.0 == 0
     }
 
-    /// The device has failed, and only a reset may help.
+    /// Returns whether the device has failed, and only a reset may help.
     pub fn needs_reset(self) -> bool {
         self.has(DeviceStatus::DEVICE_NEEDS_RESET)
     }
@@ -57,12 +57,12 @@ pub struct Transport {
     structures: Structures,
 }
 
-/// The place where a queue is notified.
+/// The offset of the register by which the device is notified of a queue, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Doorbell(usize);
 
 impl Transport {
-    /// Returns the device that has these structures.
+    /// Returns the registers in these structures.
     pub fn new(structures: Structures) -> Transport {
         Transport { structures }
     }
@@ -71,22 +71,22 @@ impl Transport {
         &*self.structures.common
     }
 
-    /// Returns what a disk says of itself.
+    /// Returns the configuration of the disk (`virtio_blk_config`).
     pub fn disk(&self) -> &dyn Registers {
         &*self.structures.device
     }
 
-    /// Reads the state.
+    /// Reads the status.
     pub fn state(&self) -> State {
         State(self.common().read8(DEVICE_STATUS))
     }
 
-    /// Sets the state: that of the driver.
+    /// Writes the status bits that the driver sets.
     pub fn set_state(&self, state: DeviceStatus) {
         self.common().write8(DEVICE_STATUS, state.bits());
     }
 
-    /// Has the device reset itself. It has when its state [says so](State::is_reset).
+    /// Has the device reset itself. The reset is complete when its status [says so](State::is_reset).
     pub fn reset(&self) {
         self.set_state(DeviceStatus::empty());
     }
@@ -101,7 +101,7 @@ impl Transport {
         read(0) | read(1) << 32
     }
 
-    /// Accepts features. Whether the device agrees is in its state, once it was told that these are all.
+    /// Accepts features. Once the driver has set FEATURES_OK, the status shows whether the device agrees.
     pub fn accept(&self, features: u64) {
         for half in [0, 1] {
             self.common().write32(DRIVER_FEATURE_SELECT, half);
@@ -110,7 +110,7 @@ impl Transport {
         }
     }
 
-    /// Reads how often the disk's configuration has changed.
+    /// Reads the generation of the disk's configuration, which changes when the configuration does.
     pub fn generation(&self) -> u8 {
         self.common().read8(CONFIG_GENERATION)
     }
@@ -120,7 +120,8 @@ impl Transport {
         self.common().read16(NUM_QUEUES)
     }
 
-    /// Has a change of the configuration raise that interrupt, or none. Returns false if the device cannot.
+    /// Has a change of the configuration raise an interrupt by this MSI-X vector, or none. Returns false if the device
+    /// refuses.
     pub fn set_config_vector(&self, vector: Option<u16>) -> bool {
         let vector = vector.unwrap_or(NO_VECTOR);
         self.common().write16(CONFIG_MSIX_VECTOR, vector);
@@ -133,8 +134,11 @@ impl Transport {
         self.common().read16(QUEUE_SIZE)
     }
 
-    /// Tells the device of a queue: its entries, the bus addresses of its three parts, and its interrupt. Returns
-    /// where it is notified.
+    /// Gives the device a queue: its number of entries, the bus addresses of its three parts, and its MSI-X vector.
+    /// Returns where the device is notified of it.
+    ///
+    /// # Errors
+    /// If the device refuses the vector, or the place of the notification is not within its registers.
     pub fn set_up_queue(
         &self,
         queue: u16,
@@ -161,19 +165,19 @@ impl Transport {
         let offset = offset.saturating_mul(self.structures.multiplier);
         let room = self.structures.notify.len();
         if !offset.is_multiple_of(2) || offset.saturating_add(2) > room {
-            return Err(refused("a place where it is notified"));
+            return Err(refused("a place for notifications"));
         }
         common.write16(QUEUE_ENABLE, 1);
         Ok(Doorbell(offset))
     }
 
-    /// Notifies the device of what is new in a queue.
+    /// Notifies the device of new chains in a queue.
     #[inline]
     pub fn notify(&self, queue: u16, doorbell: Doorbell) {
         self.structures.notify.write16(doorbell.0, queue);
     }
 
-    /// Reads the reason for an interrupt that is a line, which ends it.
+    /// Reads the interrupt status, which deasserts an interrupt line.
     pub fn end_line_interrupt(&self) {
         if let Some(isr) = &self.structures.isr {
             isr.read8(0);
@@ -181,7 +185,7 @@ impl Transport {
     }
 }
 
-/// Status 0: the device ends its accesses to memory.
+/// A reset: the device ends its accesses to memory.
 impl StopDevice for Transport {
     fn begin_stop(&self) {
         self.reset();

@@ -1,4 +1,4 @@
-//! What the control plane does with a queue, and what is seldom done while it serves.
+//! The operations of the control plane on a queue, and those that are rare while it serves.
 
 use super::{Counts, DeviceQueue};
 use crate::ring::Ring;
@@ -6,7 +6,7 @@ use crate::transport::Doorbell;
 use bulkhead_images::{IoError, Tag};
 use core::task::{Context, Poll};
 
-/// The times that a request is asked again because the device was reset.
+/// The number of times that a request is asked again because the device was reset.
 const MOST_RETRIES: u8 = 3;
 
 /// The state of a queue.
@@ -14,15 +14,15 @@ const MOST_RETRIES: u8 = 3;
 pub enum State {
     /// The device works on its requests.
     Running,
-    /// The device has said what cannot be. It may still have the requests' memory.
+    /// The device has broken the protocol. It may still access the requests' memory.
     Broken,
-    /// The device is being reset. It may still have the requests' memory.
+    /// The device is being reset. It may still access the requests' memory.
     Stopped,
-    /// The device has reset itself: it has no memory. Its requests are asked again when it runs again.
+    /// The device has been reset, and accesses no memory. Its requests are asked again when it runs again.
     Quiet,
-    /// The device was given up, and has no memory.
+    /// The device was given up, and accesses no memory.
     Dead,
-    /// The device was given up, and may still have the requests' memory.
+    /// The device was given up, and may still access the requests' memory.
     Stuck,
 }
 
@@ -37,7 +37,7 @@ impl DeviceQueue {
         self.state
     }
 
-    /// Returns what it has done so far.
+    /// Returns the counts of its requests so far.
     pub fn counts(&self) -> Counts {
         self.counts
     }
@@ -47,7 +47,7 @@ impl DeviceQueue {
         self.slots.all_free()
     }
 
-    /// Believes nothing of the device any more.
+    /// Stops using the queue after a breach of the protocol, and has the device's task reset the device.
     #[cold]
     pub(super) fn break_down(&mut self, why: &str) {
         log::error!("virtio: queue {}: {why}", self.number);
@@ -55,7 +55,7 @@ impl DeviceQueue {
         self.watch.call();
     }
 
-    /// Lets the clients that were turned away have free slots, in turn.
+    /// Offers free slots, in turn, to the clients of which a request was refused.
     #[cold]
     pub(super) fn use_free_slots(&mut self) {
         let (count, mut free) = (self.clients.len(), self.slots.free());
@@ -71,8 +71,8 @@ impl DeviceQueue {
         }
     }
 
-    /// Notes that a client does not want what it has waited for. It may have been told of the only free slot, with no
-    /// request outstanding whose end would be told to the next one.
+    /// Notes that a client does not use the slot that it was offered, and offers it to the next one. There may be no
+    /// request in flight whose end would do so.
     #[cold]
     pub(super) fn pass_on(&mut self) {
         self.turned_away -= 1;
@@ -81,8 +81,8 @@ impl DeviceQueue {
         }
     }
 
-    /// Empties the ring for a device that has up to `most` entries and does not know of it yet. Returns false if these
-    /// are too few for the requests that there may be.
+    /// Empties the ring for a device that takes up to `most` entries and does not know it yet. Returns false if these
+    /// are too few for the slots.
     pub fn prepare(&mut self, most: u16, event_index: bool) -> bool {
         let entries = Ring::entries_for(most);
         if entries < self.slots.len() * self.direct.unwrap_or(1) {
@@ -98,13 +98,13 @@ impl DeviceQueue {
         (self.ring.entries() as u16, self.ring.addresses())
     }
 
-    /// Keeps where the device is notified.
+    /// Sets the place where the device is notified of this queue.
     pub fn set_doorbell(&mut self, doorbell: Doorbell) {
         self.doorbell = Some(doorbell);
     }
 
-    /// Uses the ring, which the device knows now. All requests that it had before are asked again, but for those that
-    /// were asked too often, or that nobody waits for.
+    /// Uses the ring, which the device knows now, at the time `now` in seconds. All requests that it had before are
+    /// asked again, except those that were asked too often, and those that were cancelled.
     pub fn resume(&mut self, now: u32) {
         self.state = State::Running;
         self.now = now;
@@ -113,7 +113,7 @@ impl DeviceQueue {
             if !slot.used {
                 continue;
             }
-            // A request for which the device is reset again fails.
+            // Two of the three retries: the request fails if it causes another reset.
             slot.retries += if slot.late { 2 } else { 1 };
             (slot.since, slot.late) = (now, false);
             if slot.unwanted {
@@ -129,12 +129,12 @@ impl DeviceQueue {
         self.submit();
     }
 
-    /// Stops looking at the ring, as the device is about to be reset.
+    /// Stops using the ring, because the device is about to be reset.
     pub fn stop(&mut self) {
         self.state = State::Stopped;
     }
 
-    /// Notes that the device has reset itself: it accesses no memory any more. Requests that nobody waits for end.
+    /// Notes that the device has been reset: it accesses no memory any more. Cancelled requests end.
     pub fn quiet(&mut self) {
         self.state = State::Quiet;
         self.ring.released();
@@ -151,7 +151,7 @@ impl DeviceQueue {
         }
     }
 
-    /// Gives the device up, which [has reset itself](Self::quiet): everything fails.
+    /// Gives up on a device that [has been reset](Self::quiet): all requests fail.
     pub fn die(&mut self) {
         self.state = State::Dead;
         for number in 0..self.slots.len() {
@@ -162,13 +162,14 @@ impl DeviceQueue {
         self.tell_all();
     }
 
-    /// Gives the device up, which may still access memory: nothing completes any more.
+    /// Gives up on a device that may still access memory: requests that it has do not complete any more, and new ones
+    /// fail.
     pub fn stick(&mut self) {
         self.state = State::Stuck;
         self.tell_all();
     }
 
-    /// Tells all clients that were turned away: what they try again is refused now.
+    /// Wakes all clients that wait for a slot: their requests fail now.
     fn tell_all(&mut self) {
         for client in &mut self.clients {
             if client.waits() {
@@ -177,13 +178,13 @@ impl DeviceQueue {
         }
     }
 
-    /// Notes the time, in ticks, when requests begin to be looked at: they count as asked now.
+    /// Notes the time, in seconds, at which checks of the requests begin: all requests count as asked now.
     pub fn begin_ticks(&mut self, now: u32) {
         self.now = now;
         self.slots.used().for_each(|slot| slot.since = now);
     }
 
-    /// Notes the time, in ticks. Returns whether a request takes longer than `limit` ticks.
+    /// Notes the time, in seconds. Returns whether the device has had a request for `limit` seconds or longer.
     pub fn is_late(&mut self, now: u32, limit: u32) -> bool {
         self.now = now;
         if self.state != State::Running {
@@ -200,7 +201,7 @@ impl DeviceQueue {
         self.slots.used().any(|slot| slot.late)
     }
 
-    /// Gives up the requests of a client with that tag, or all of them. A device cannot be asked to give one up: it
+    /// Cancels the requests of a client with that tag, or all of them. A device cannot be asked to abort a request: it
     /// ends when the device has used it, or was reset.
     pub fn cancel(&mut self, client: usize, tag: Option<Tag>) {
         for slot in self.slots.used() {
@@ -212,7 +213,7 @@ impl DeviceQueue {
         }
     }
 
-    /// Closes a client.
+    /// Closes a client, and cancels its requests.
     pub fn close(&mut self, client: usize) {
         if !self.clients[client].is_open() {
             return;
@@ -230,7 +231,7 @@ impl DeviceQueue {
         self.clients[client].set_dropped();
     }
 
-    /// Ready once the device has none of the memory of a client that was closed.
+    /// Returns ready if the device has no requests of a client that was closed, and so none of its memory.
     pub fn poll_close(&mut self, client: usize, context: &Context<'_>) -> Poll<()> {
         loop {
             self.collect();

@@ -1,4 +1,4 @@
-//! A device that was given up: everything on it fails, and it is tried again, unless nothing can come of that.
+//! A device that was given up: all requests to it fail. It is started again every minute, unless that would fail again.
 
 use super::Life;
 use crate::device_queue::State;
@@ -6,8 +6,8 @@ use bulkhead_dma::{Refusal, leaves_before_trial};
 use bulkhead_pci::PciHost;
 
 impl<H: PciHost> Life<'_, H> {
-    /// Gives the device up: what is asked of it fails from now on. It is tried again every minute, if that may help.
-    /// Returns true once it works again, and false when it is to be let go of.
+    /// Gives the device up: all requests to it fail from now on. It is started again every minute, if that may help.
+    /// Returns true once it works again, and false when it is to be stopped for good.
     pub(super) async fn give_up(&mut self, refusal: Refusal) -> bool {
         let (again, Refusal { reason, mut stays }) = (refusal.prospect(), refusal);
         log::error!("virtio:{}: it is given up: {reason}{again}", self.name());
@@ -20,7 +20,7 @@ impl<H: PciHost> Life<'_, H> {
             if self.transport.state().is_gone() {
                 continue;
             }
-            // It may still have had memory of requests, which fail now.
+            // Requests whose memory it could still access have not failed yet; they do once it was reset.
             let stopped = self.halt().await;
             self.fail_requests();
             if !stopped {
@@ -43,7 +43,8 @@ impl<H: PciHost> Life<'_, H> {
         }
     }
 
-    /// Fails all requests to a device that does not work; those whose memory it may still access stay.
+    /// Fails all requests to a device that does not work. While it may still access their memory, requests that it has
+    /// stay pending, and only new ones fail.
     fn fail_requests(&self) {
         for queue in self.device.queues() {
             let mut queue = queue.lock();

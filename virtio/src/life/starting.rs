@@ -1,4 +1,4 @@
-//! Starting a device, for the first time or after a reset.
+//! Starting a device, for the first time or after a reset (virtio 1.2, section 3.1.1).
 
 use super::{CHANGES, Life, seconds};
 use crate::device::Device;
@@ -19,18 +19,18 @@ use spin::Mutex;
 use virtio_spec::DeviceStatus;
 use virtio_spec::blk::F;
 
-/// The least entries of a queue: header, data and outcome of a request. No chain is longer than its queue.
+/// The least number of entries of a queue: a request has a header, data and a status, and entries are a power of two.
 const LEAST_ENTRIES: usize = 4;
 
 impl<'d, H: PciHost> Life<'d, H> {
-    /// Finds the registers and the interrupts of a device's function.
+    /// Maps the registers of a device's function, and enables its interrupts.
     pub(super) async fn open(
         devices: &'d Devices<H>,
         device: &Arc<Device>,
         function: Rc<Function<H>>,
     ) -> Result<Self, StartError> {
         let structures = Structures::open(&function).await?;
-        // One for the configuration, and one for each queue. They are enabled once: nothing fails after this.
+        // One for the configuration, and one for each queue. They can be enabled only once, so nothing below may fail.
         let wanted = devices.vcpus().len() + 1;
         let vectors = match function.enable_interrupts(wanted).await {
             Ok(vectors) => Some(vectors),
@@ -60,10 +60,10 @@ impl<'d, H: PciHost> Life<'d, H> {
         })
     }
 
-    /// Starts the device, and has it go on with the requests that it had before.
+    /// Starts the device, and asks the requests again that it had before a reset.
     pub(super) async fn start(&mut self) -> Result<(), StartError> {
         let transport = self.transport.clone();
-        // Whoever had it before may have left it at work.
+        // Its last user may have left it running.
         transport.reset();
         let reset = self.until(|state| state.is_reset() || state.is_gone());
         if !reset.await {
@@ -87,7 +87,7 @@ impl<'d, H: PciHost> Life<'d, H> {
         self.next_size = None;
         let config = DiskConfig::read(&transport, self.features)?;
         let first = *self.device.set_config(config);
-        // Requests that it had before are asked again.
+        // Requests that it had before the reset are asked again: they must not go to another disk.
         if !config.is_like(&first) {
             let reason = "it is another disk than before its reset".to_string();
             return Err(StartError::Unusable(reason));
@@ -105,7 +105,7 @@ impl<'d, H: PciHost> Life<'d, H> {
         Ok(())
     }
 
-    /// Has the device stopped when the domain ends, whatever ends it.
+    /// Registers the device to be stopped when the domain shuts down or crashes.
     fn register(&mut self) -> Result<(), StartError> {
         let stops = self.devices.stops();
         if self.registration.is_none() {
@@ -118,7 +118,7 @@ impl<'d, H: PciHost> Life<'d, H> {
         }
     }
 
-    /// Uses the first interrupt of the function for the configuration.
+    /// Uses the first interrupt of the function for changes of the configuration.
     fn listen(&mut self) -> Result<(), StartError> {
         let Some(vectors) = &self.vectors else {
             return Ok(());
@@ -131,19 +131,19 @@ impl<'d, H: PciHost> Life<'d, H> {
         match self.transport.set_config_vector(self.message(0)) {
             true => Ok(()),
             false => Err(StartError::Unusable(
-                "it gives its configuration no interrupt".to_string(),
+                "it does not give its configuration an interrupt".to_string(),
             )),
         }
     }
 
-    /// Returns the number of the message that is one of its interrupts, if these are messages.
+    /// Returns the MSI-X vector that the device is told for an interrupt, if its interrupts are by MSI-X.
     fn message(&self, vector: usize) -> Option<u16> {
         let vectors = self.vectors.as_ref()?;
         let messages = vectors.delivery() == bulkhead_pci::Delivery::Msix;
         messages.then_some(vector as u16)
     }
 
-    /// Returns the number of the queue's interrupt. With a single one, that is the one of everything.
+    /// Returns the number of a queue's interrupt: the first one, if there is no other.
     fn vector_of(&self, queue: u16) -> usize {
         match self.vectors.as_ref().map_or(0, |vectors| vectors.count()) {
             0 | 1 => 0,
@@ -151,7 +151,8 @@ impl<'d, H: PciHost> Life<'d, H> {
         }
     }
 
-    /// Makes a queue for each vCPU, or as many as the device has.
+    /// Sets up a queue for each vCPU, or as many as the device has queues and interrupts. After a reset, it has to be
+    /// as many as before.
     async fn make_queues(&mut self, config: &DiskConfig) -> Result<(), StartError> {
         let transport = self.transport.clone();
         let offered = transport.queues().min(config.queues);
@@ -207,8 +208,8 @@ impl<'d, H: PciHost> Life<'d, H> {
         Ok(())
     }
 
-    /// Binds the interrupt of each queue on its vCPU. With a single interrupt, or none, the device's task looks at the
-    /// queues.
+    /// Binds the interrupt of each queue on its vCPU. With a single interrupt, or none, it binds none, and the device's
+    /// task looks at the queues.
     async fn listen_to_queues(&mut self) -> Result<(), StartError> {
         let Some(vectors) = self.vectors.as_ref().filter(|all| all.count() > 1) else {
             return Ok(());

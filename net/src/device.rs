@@ -3,6 +3,7 @@
 use crate::backend_nodes::Offer;
 use crate::duplicate::{OPTION, report};
 use crate::lie::Lie;
+use crate::neighbours::Neighbours;
 use crate::packet::{Contents, Packet, Segmentation, complete};
 use crate::rings::Rings;
 use crate::sender::{LARGEST_SENT, Sender};
@@ -57,6 +58,8 @@ pub struct Device<H: Hypervisor> {
     pub lie: Option<Lie>,
     /// The interface's address, and a limit on the answers of DHCP servers to it, if it uses DHCP.
     pub dhcp_answers: Option<(EthernetAddress, RateLimit)>,
+    /// The hosts that are asked for.
+    pub neighbours: Neighbours,
     /// The connections over it.
     pub sequences: Sequences,
     counts: Counts,
@@ -70,6 +73,7 @@ impl<H: Hypervisor> Device<H> {
             offer: Offer::default(),
             lie: None,
             dhcp_answers: None,
+            neighbours: Neighbours::default(),
             sequences: Sequences::default(),
             counts: Counts::default(),
         }
@@ -162,6 +166,7 @@ impl<H: Hypervisor> Device<H> {
                 if let Some(tcp) = contents.tcp() {
                     self.sequences.received(&tcp);
                 }
+                self.neighbours.received(rings.rx.bytes(&packet));
                 self.counts.received += 1;
                 self.counts.received_bytes += packet.len as u64;
                 return Some(packet);

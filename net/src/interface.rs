@@ -2,6 +2,7 @@
 
 use crate::device::{Counts, Device, domain_time};
 use crate::lease::{ANSWERS, Lease};
+use crate::neighbours::{Neighbours, next_hop};
 use crate::settings::Settings;
 use alloc::format;
 use alloc::rc::Rc;
@@ -138,6 +139,7 @@ impl<H: Hypervisor> Interface<H> {
         }
         state.connections += 1;
         state.address(mac);
+        state.want_servers(time);
         self.work.raise();
     }
 
@@ -214,6 +216,7 @@ impl<H: Hypervisor> Interface<H> {
                 break;
             }
         }
+        device.ask_for_hosts(stack, time);
         let mut rounds = 0;
         while stack.poll_egress(time, device, sockets) == PollResult::SocketStateChanged {
             rounds += 1;
@@ -225,9 +228,9 @@ impl<H: Hypervisor> Interface<H> {
         device.publish();
         busy |= device.final_check();
         let lied = device.lie.filter(|_| state.failure.is_none());
-        let next = stack.poll_at(time, &state.sockets);
+        let next = stack.poll_at(time, &state.sockets).map(domain_time);
+        let next = next.into_iter().chain(state.device.neighbours.next()).min();
         let next = next.map(|next| {
-            let next = domain_time(next);
             let least = match state.device.has_room() {
                 true => AGAIN,
                 false => STUCK,
@@ -314,6 +317,29 @@ impl<H: Hypervisor> State<H> {
             }
         }
         None
+    }
+
+    /// Asks for the host to which packets for an address are sent.
+    pub(crate) fn want(&mut self, address: &IpAddress, now: Instant) {
+        if let Some(host) = self
+            .stack
+            .as_ref()
+            .and_then(|stack| next_hop(stack, address))
+        {
+            self.device.neighbours.want(host, now);
+        }
+    }
+
+    /// Asks for the hosts of all connections, of which a new stack knows none.
+    fn want_servers(&mut self, now: Instant) {
+        self.device.neighbours = Neighbours::default();
+        let sockets = self.sockets.iter();
+        let servers = sockets.filter_map(|(_, socket)| match socket {
+            smoltcp::socket::Socket::Tcp(socket) => socket.remote_endpoint(),
+            _ => None,
+        });
+        let servers: Vec<_> = servers.map(|server| server.addr).collect();
+        servers.iter().for_each(|server| self.want(server, now));
     }
 
     /// Lets a connection whose user is gone end by itself.

@@ -47,6 +47,7 @@ mod leftovers;
 mod lie;
 mod lifecycle;
 mod names;
+mod neighbours;
 mod packet;
 mod question;
 mod receiver;

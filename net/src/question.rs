@@ -176,6 +176,7 @@ pub async fn ask<H: Hypervisor>(
     for wait in WAITS {
         {
             let mut state = interface.state.borrow_mut();
+            state.want(&server.addr, interface.handle.now());
             let socket = state.sockets.get_mut::<Socket<'_>>(asking.socket);
             // If the last one could not be sent yet, there is room for this one, too.
             let _ = socket.send_slice(&packet, server);

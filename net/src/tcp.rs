@@ -137,6 +137,7 @@ impl<H: Hypervisor> TcpStream<H> {
         asked.map_err(|_| ConnectError::Unreachable)?;
         let own = socket.local_endpoint().map(|local| local.addr);
         let socket = state.sockets.add(socket);
+        state.want(&server.0, interface.handle.now());
         let trace = own.zip(traces).map(|(own, traces)| {
             traces.keep(&Trace {
                 own: (own.into(), local.port),

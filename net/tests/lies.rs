@@ -9,7 +9,7 @@ use std::time::Duration;
 fn a_backend_that_lies_costs_its_interface_alone() {
     for (lie, reason) in [
         (Forge::RxIndex, "producer index 0x186a0"),
-        (Forge::RxId, "answered request 3, which"),
+        (Forge::RxId, "answered request 4, which"),
         (Forge::RxOffset(4090, 60), "put 60 bytes at byte 4090"),
         (Forge::RxOffset(65535, 1), "put 1 bytes at byte 65535"),
         (Forge::RxEndless, "longer than any packet"),

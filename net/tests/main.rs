@@ -6,5 +6,6 @@ mod leftovers;
 mod lies;
 mod lifecycle;
 mod names;
+mod neighbours;
 mod queues;
 mod streams;

@@ -23,8 +23,8 @@ impl<H: Hypervisor> State<H> {
         let routes = stack.routes_mut();
         routes.remove_default_ipv4_route();
         routes.remove_default_ipv6_route();
-        for gateway in all.iter().flat_map(|settings| &settings.gateways) {
-            // There is room for one of each kind, and the last one is used.
+        // There is room for one of each kind, and the last one is used: the operator's own, if there is one.
+        for gateway in all.iter().rev().flat_map(|settings| &settings.gateways) {
             let _ = match gateway {
                 IpAddress::Ipv4(gateway) => routes.add_default_ipv4_route(*gateway),
                 IpAddress::Ipv6(gateway) => routes.add_default_ipv6_route(*gateway),

@@ -1,9 +1,11 @@
 //! Addresses that a DHCP server gives.
 
-use bulkhead_net_testing::Lease;
 use bulkhead_net_testing::world::{World, end_of, exchange, pattern, states};
+use bulkhead_net_testing::{ADDRESS, Lease};
 use bulkhead_stream::{ConnectError, Ended};
-use smoltcp::wire::{DhcpMessageType, Ipv4Address};
+use smoltcp::wire::{DhcpMessageType, EthernetFrame, EthernetProtocol, Ipv4Address};
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -270,4 +272,42 @@ fn answers_that_make_no_sense_are_not_believed() {
         assert_eq!(addresses(&world), "10.0.0.7/24", "{what}");
         world.end();
     }
+}
+
+/// Returns the hosts in the network for which the domain asks when it connects to a server elsewhere.
+fn ways_to_elsewhere(words: &[&str], router: [u8; 4]) -> Vec<Ipv4Address> {
+    let world = World::with(true, words);
+    world.dhcp.borrow_mut().lease.router = Some(router.into());
+    world.dhcp.borrow_mut().answers = true;
+    world.wait(5 * SECOND);
+    let asked = Rc::new(RefCell::new(Vec::new()));
+    let noted = asked.clone();
+    *world.mangle_sent.borrow_mut() = Some(Box::new(move |frame| {
+        let ethernet = EthernetFrame::new_unchecked(&frame.bytes[..]);
+        if ethernet.ethertype() == EthernetProtocol::Arp {
+            let target: [u8; 4] = ethernet.payload()[24..28].try_into().expect("four");
+            noted.borrow_mut().push(Ipv4Address::from(target));
+        }
+        vec![frame]
+    }));
+    let refused = world.try_connect("10.1.0.2:7").map(drop);
+    assert_eq!(refused, Err(ConnectError::TimedOut));
+    world.end();
+    let mut asked = asked.take();
+    asked.retain(|host| *host != ADDRESS);
+    asked.dedup();
+    asked
+}
+
+#[test]
+fn the_operators_gateway_is_used_before_that_of_a_server() {
+    let server = Ipv4Address::new(10, 0, 0, 1);
+    let own = Ipv4Address::new(10, 0, 0, 9);
+    let found = ways_to_elsewhere(&["ip=dhcp"], server.octets());
+    assert_eq!(found, [server]);
+    let found = ways_to_elsewhere(&["ip=dhcp", "gateway=10.0.0.9"], server.octets());
+    assert_eq!(found, [own]);
+    // One for the other kind of addresses says nothing of these.
+    let found = ways_to_elsewhere(&["ip=dhcp", "gateway=fd00::1"], server.octets());
+    assert_eq!(found, [server]);
 }

@@ -4,6 +4,7 @@ use crate::buffer::Buffer;
 use crate::error::TlsError;
 use alloc::boxed::Box;
 use bulkhead_stream::{Ended, Stream};
+use core::mem;
 use rustls::client::UnbufferedClientConnection;
 use rustls::unbuffered::{ConnectionState, EncryptError, UnbufferedStatus};
 
@@ -29,27 +30,42 @@ const MOST_BARREN: usize = 128 << 10;
 const MOST_EMPTY: usize = 128;
 const DATA_FOR_ONE: usize = 16 << 10;
 
-/// The most records that rustls is given at a time after the handshake: it takes all that have no data in one step.
+/// The most records that rustls is given at a time: it takes all that have no data in one step.
 const AT_ONCE: usize = 32;
 
 /// The header of a record, and the offset of its length (RFC 8446, 5.1).
 const HEADER: usize = 5;
 const LENGTH: usize = 3;
 
-/// Returns the number of records at the beginning of `bytes`, at most `most` of them, and the bytes that they have. A part of a
-/// record counts as one.
-fn records_in(bytes: &[u8], most: usize) -> (usize, usize) {
+/// Returns the number of whole records at the beginning of `bytes`, at most `most` of them, and the bytes that they have.
+fn whole_records(bytes: &[u8], most: usize) -> (usize, usize) {
     let (mut count, mut end) = (0, 0);
-    while count < most && end < bytes.len() {
-        let header = bytes.get(end..end + HEADER);
-        let len = header.map(|header| u16::from_be_bytes([header[LENGTH], header[LENGTH + 1]]));
-        end = match len {
-            Some(len) => (end + HEADER + usize::from(len)).min(bytes.len()),
-            None => bytes.len(),
+    while count < most {
+        let Some(header) = bytes.get(end..end + HEADER) else {
+            break;
         };
-        count += 1;
+        let len = u16::from_be_bytes([header[LENGTH], header[LENGTH + 1]]);
+        let next = end + HEADER + usize::from(len);
+        if next > bytes.len() {
+            break;
+        }
+        (count, end) = (count + 1, next);
     }
     (count, end)
+}
+
+/// The records at the front of what has arrived that rustls was given.
+///
+/// rustls decrypts them where they are, and moves the parts of a message together, over the headers between them; until the
+/// message is whole, it wants to see all of them again. So no header is read once rustls was given its record, and
+/// rustls is never given less than before.
+#[derive(Default)]
+struct Given {
+    bytes: usize,
+    /// The records that were given since rustls was done the last time, without those that had data.
+    records: usize,
+    /// rustls may not have looked at all of them yet.
+    is_busy: bool,
 }
 
 /// Returns what the end of the stream beneath is for TLS. Only TLS itself can say that no more comes: anybody on the way
@@ -85,6 +101,7 @@ pub struct Records {
     connection: UnbufferedClientConnection,
     pub stream: Box<dyn Stream>,
     arrived: Buffer,
+    given: Given,
     /// Data that has arrived. There is room for all that is in `arrived`, because nothing more arrives while there is
     /// data.
     pub received: Buffer,
@@ -110,6 +127,7 @@ impl Records {
             connection,
             stream,
             arrived: Buffer::new(ARRIVED)?,
+            given: Given::default(),
             received: Buffer::new(ARRIVED)?,
             filled: Buffer::new(RECORD)?,
             to_send: Buffer::new(TO_SEND)?,
@@ -118,11 +136,6 @@ impl Records {
             data: 0,
             is_over: false,
         })
-    }
-
-    /// Begins to count the records without data: the handshake is over.
-    pub fn open(&mut self) {
-        self.empty_left = Some(MOST_EMPTY);
     }
 
     /// Takes what has arrived from the stream. Returns whether anything has.
@@ -204,22 +217,26 @@ impl Records {
         let Records {
             connection,
             arrived,
+            given,
             received,
             filled,
             to_send,
             barren,
-            empty_left,
             data: data_before,
             is_over,
             ..
         } = self;
-        let at_once = match empty_left {
-            Some(_) => records_in(arrived.filled(), AT_ONCE).1,
-            None => arrived.filled().len(),
-        };
+        let all = arrived.filled().len();
+        if !given.is_busy {
+            let (records, bytes) = whole_records(&arrived.filled()[given.bytes..], AT_ONCE);
+            given.records += records;
+            given.bytes += bytes;
+        }
+        let is_more = whole_records(&arrived.filled()[given.bytes..], 1).0 > 0;
+        // A part of a record is shown, too: its header may be wrong.
+        let shown = if is_more { given.bytes } else { all };
         let UnbufferedStatus { mut discard, state } =
-            connection.process_tls_records(&mut arrived.filled()[..at_once]);
-        let mut with_data = 0;
+            connection.process_tls_records(&mut arrived.filled()[..shown]);
         let progress = match state {
             Err(error) => Err(error.into()),
             Ok(ConnectionState::ReadTraffic(mut data)) => {
@@ -238,7 +255,7 @@ impl Records {
                     // A server may send application data of no bytes at all.
                     if !record.payload.is_empty() {
                         *barren = 0;
-                        with_data += 1;
+                        given.records = given.records.saturating_sub(1);
                         *data_before += record.payload.len();
                     }
                 }
@@ -280,25 +297,44 @@ impl Records {
             }
             Ok(ConnectionState::PeerClosed) => {
                 *is_over = true;
+                // What follows means nothing.
+                discard = all;
                 Ok(Progress::Some)
             }
             Ok(ConnectionState::Closed) => Ok(Progress::Open),
             // A client never comes to any other state.
             Ok(_) => Err(TlsError::TooLong),
         };
-        if let Some(left) = empty_left {
-            let (records, _) = records_in(&arrived.filled()[..discard], usize::MAX);
-            *left += core::mem::replace(data_before, *data_before % DATA_FOR_ONE) / DATA_FOR_ONE;
-            match (*left)
-                .min(MOST_EMPTY)
-                .checked_sub(records.saturating_sub(with_data))
-            {
-                Some(still) => *left = still,
-                None if progress.is_ok() => return Err(TlsError::TooLong),
-                None => {}
-            }
-        }
         arrived.take(discard);
-        progress
+        given.bytes = given.bytes.saturating_sub(discard);
+        given.is_busy = !matches!(progress, Ok(Progress::Open | Progress::Shaking));
+        if given.is_busy {
+            return progress;
+        }
+        self.count_empty(progress == Ok(Progress::Open))?;
+        match progress {
+            Ok(Progress::Shaking) if is_more => Ok(Progress::Some),
+            Ok(Progress::Open) if is_more && then == Then::Nothing => Ok(Progress::Some),
+            progress => progress,
+        }
+    }
+
+    /// Counts the records without data among those that rustls is done with.
+    fn count_empty(&mut self, is_open: bool) -> Result<(), TlsError> {
+        let empty = mem::take(&mut self.given.records);
+        let Some(left) = self.empty_left else {
+            // Those of the handshake do not count.
+            self.empty_left = is_open.then_some(MOST_EMPTY);
+            return Ok(());
+        };
+        let earned = self.data / DATA_FOR_ONE;
+        self.data %= DATA_FOR_ONE;
+        let Some(left) = (left + earned).min(MOST_EMPTY).checked_sub(empty) else {
+            // Nothing more is given: data that comes of it would follow the end.
+            self.given.is_busy = true;
+            return Err(TlsError::TooLong);
+        };
+        self.empty_left = Some(left);
+        Ok(())
     }
 }

@@ -24,8 +24,7 @@ pub struct TlsStream {
 
 impl TlsStream {
     /// Returns a connection after its handshake.
-    pub fn new(mut records: Records) -> TlsStream {
-        records.open();
+    pub fn new(records: Records) -> TlsStream {
         TlsStream {
             records,
             pushed: false,

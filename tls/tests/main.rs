@@ -4,6 +4,7 @@ mod certificates;
 mod connections;
 mod endings;
 mod files;
+mod fragments;
 mod identities;
 mod lies;
 mod rsa_keys;

@@ -103,6 +103,8 @@ pub struct Settings {
     /// The suites that it has; all if there are none.
     pub suites: Vec<rustls::SupportedCipherSuite>,
     pub groups: Vec<&'static dyn rustls::crypto::SupportedKxGroup>,
+    /// Changes what else there is.
+    pub change: fn(&mut ServerConfig),
 }
 
 impl Settings {
@@ -113,6 +115,7 @@ impl Settings {
             clients: None,
             suites: Vec::new(),
             groups: Vec::new(),
+            change: |_| {},
         }
     }
 }
@@ -240,9 +243,10 @@ impl Server {
                 .map(|it| it.expect("a certificate"))
                 .collect();
         let key = PrivateKeyDer::from_pem_slice(settings.certified.key.as_bytes()).expect("a key");
-        let config = builder
+        let mut config = builder
             .with_single_cert(certificates, key)
             .expect("a server");
+        (settings.change)(&mut config);
         Server {
             connection: ServerConnection::new(Arc::new(config)).expect("a connection"),
             wire: wire.clone(),

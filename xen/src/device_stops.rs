@@ -1,4 +1,5 @@
-//! Devices that are stopped when their domain ends, whatever ends it.
+//! Devices that are stopped when their domain shuts down or crashes. (If the toolstack or Xen destroys the domain, it
+//! has no chance to.)
 
 use crate::Instant;
 use alloc::sync::Arc;
@@ -7,7 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use core::time::Duration;
 use spin::Mutex;
 
-/// A device that writes to memory by itself, as the last code of a domain sees it.
+/// A device that writes to memory by itself, for the code that ends the domain.
 ///
 /// A domain that ends while its device writes to other domains' pages damages them: Xen (4.17 to 4.20) unmaps
 /// what a domain has mapped when it is torn down (`domain_teardown`, `gnttab_release_mappings`), which leaves the
@@ -15,8 +16,8 @@ use spin::Mutex;
 /// `pci_release_devices`). In between, a page that its guest has back is still written to. So the domain stops
 /// its devices before it ends ([`DeviceStops::stop_all`]).
 ///
-/// Both functions may be called after a panic, on any vCPU, at any place in the driver, which may hold its
-/// locks: they take no lock, allocate nothing, log nothing and wait for nothing. They access registers and
+/// Both functions may be called after a panic, on any vCPU, while the driver is interrupted at any point and holds its
+/// locks: they take no lock, allocate nothing, log nothing and wait for nothing. They access only registers and
 /// atomics.
 pub trait StopDevice: Send + Sync {
     /// Tells the device to stop: it ends its accesses to memory, and begins no more.
@@ -26,38 +27,38 @@ pub trait StopDevice: Send + Sync {
     fn has_stopped(&self) -> bool;
 }
 
-/// The most devices.
+/// The largest number of devices.
 const MOST_DEVICES: usize = 64;
 
-/// The most looks at one device: an end to the waiting if the clock stands still. A look at a register takes a
-/// microsecond or so.
+/// The largest number of looks at one device, which ends the wait if the clock stands still. A look at a register takes
+/// about a microsecond, so this is some seconds.
 const MOST_LOOKS: usize = 1 << 22;
 
 /// The devices of a domain that are to be stopped before it ends.
 ///
-/// The last code of a domain takes no lock that another vCPU may hold: a place that is just being
-/// filled or emptied is not told to stop, and counts as a device that runs. So a driver registers a device before it lets
-/// the device access memory, and unregisters it after it has stopped it.
+/// The code that ends a domain waits for no lock, since a stopped vCPU may hold it: a device that is just being
+/// registered or unregistered is not told to stop, and counts as one that runs. So a driver registers a device before
+/// it lets the device access memory, and unregisters it after it has stopped it.
 pub struct DeviceStops {
     devices: [Mutex<Option<Arc<dyn StopDevice>>>; MOST_DEVICES],
-    /// The places that have a device, or are to have one. Who looks for a free place locks no other: the device there would
-    /// not be told to stop.
+    /// The places that have a device, or are to have one. With these, a driver that looks for a free place locks no
+    /// other device's place, which would then not be told to stop.
     taken: [AtomicBool; MOST_DEVICES],
     ending: AtomicBool,
-    /// The first device that was not told to stop yet, and the first that was not waited for. If a driver's code fails
-    /// in its turn, the next attempt goes on behind it.
+    /// The first place whose device was not told to stop yet, and the first whose device was not waited for. If a
+    /// driver's code panics there, the next call of `stop_all` goes on with the place after it.
     told: AtomicUsize,
     awaited: AtomicUsize,
 }
 
-/// The registration of a device. Dropping it ends that; the driver has stopped the device by then.
+/// The registration of a device. Dropping it ends the registration; the driver has stopped the device by then.
 #[must_use = "dropping it unregisters the device"]
 pub struct StopRegistration<'s> {
     stops: &'s DeviceStops,
     place: usize,
 }
 
-/// No more devices can be registered: none may be used that is not.
+/// The error that no more devices can be registered. A driver must not use a device that is not registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooManyDevices;
 
@@ -74,7 +75,7 @@ impl core::error::Error for TooManyDevices {}
 pub struct Stopped {
     /// The number of devices that have stopped.
     pub stopped: usize,
-    /// The number of those that had not when the time was over: they may still write to memory.
+    /// The number of devices that had not stopped in time: they may still write to memory.
     pub running: usize,
 }
 
@@ -101,15 +102,14 @@ impl DeviceStops {
         Ok(StopRegistration { stops: self, place })
     }
 
-    /// Returns whether the domain is ending: no driver starts a device any more, or again.
+    /// Returns whether the domain is ending. Drivers must not start a device then.
     pub fn is_ending(&self) -> bool {
         self.ending.load(Ordering::SeqCst)
     }
 
-    /// Stops all devices, and waits for them up to `limit`. No other vCPU runs any more, or none that could
-    /// start a device.
+    /// Tells all devices to stop, and waits for them up to `limit` in all. No other vCPU may be able to start a device.
     ///
-    /// Called again, because a device's driver has failed meanwhile, this goes on with the next device.
+    /// If a driver's code panics in here and the panic handler calls this again, it goes on with the next device.
     pub fn stop_all(&self, now: impl Fn() -> Instant, limit: Duration) -> Stopped {
         self.ending.store(true, Ordering::SeqCst);
         let next = |counter: &AtomicUsize| {
@@ -121,11 +121,12 @@ impl DeviceStops {
                 device.begin_stop();
             }
         }
-        // The clock is not looked at before there is something to wait for: the domain may not have one yet.
+        // The clock is not read before there is something to wait for: it may not be set up yet.
         let (mut began, mut outcome) = (None, Stopped::default());
         while let Some(device) = next(&self.awaited) {
             let Some(device) = device.try_lock() else {
-                // Its driver has failed while it was told, or another vCPU was stopped in there.
+                // Its driver has panicked when it was told to stop, or another vCPU was stopped while it registered or
+                // unregistered the device.
                 outcome.running += 1;
                 continue;
             };
@@ -171,7 +172,7 @@ impl Drop for StopRegistration<'_> {
     fn drop(&mut self) {
         let device = self.stops.devices[self.place].lock().take();
         self.stops.taken[self.place].store(false, Ordering::Release);
-        // Outside of the lock: it may be the last handle.
+        // Outside of the lock: this may be the last reference, and drop the device.
         drop(device);
     }
 }

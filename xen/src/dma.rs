@@ -1,8 +1,8 @@
-//! The domain's own memory as its devices see it.
+//! The bus addresses of the domain's own memory.
 
 use crate::DmaAddr;
 
-/// The addresses at which devices that were given to this domain find its memory.
+/// The bus addresses by which devices that were given to this domain reach its memory.
 ///
 /// Only PV domains have devices on x86 (libxl refuses them to PVH domains), and there a page's bus address
 /// is its machine address, which is unrelated to the address at which the domain sees it.
@@ -14,8 +14,8 @@ pub unsafe trait DmaMemory: Send + Sync {
     /// Returns the bus address of a byte of this domain's own memory. `None` if it is not own memory (a
     /// mapped foreign page, for instance), or if the domain can have no devices.
     ///
-    /// Devices reach a page that is mapped writable, and no other (`_get_page_type`): no code, no constant. The
-    /// owner of the page keeps it as long as a device may access it. Only free pages are given back to Xen by
-    /// the [`Balloon`](crate::Balloon).
+    /// Devices reach only pages that are mapped writable (`_get_page_type`, Xen's arch/x86/mm.c), so neither code nor
+    /// constants. The owner of a page does not free it as long as a device may access it, and the
+    /// [`Balloon`](crate::Balloon) gives only free pages back to Xen.
     fn dma_addr(&self, byte: *const u8) -> Option<DmaAddr>;
 }

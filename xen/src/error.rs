@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-/// An error number of a hypercall (`xen/errno.h`), kept positive.
+/// An error number of a hypercall (`errno.h`), as a positive number.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Errno(pub u16);
 
@@ -57,7 +57,7 @@ errnos! {
 }
 
 impl Errno {
-    /// Reads a hypercall's return value: negative values are errors.
+    /// Reads a hypercall's return value: a negative one is an error.
     pub fn from_return(value: i64) -> Result<u64, Errno> {
         if value < 0 {
             Err(Errno(value.unsigned_abs().min(u64::from(u16::MAX)) as u16))
@@ -92,11 +92,11 @@ pub struct GrantStatus(pub i16);
 impl GrantStatus {
     /// The operation was done.
     pub const OKAY: GrantStatus = GrantStatus(0);
-    /// An undefined error, also returned where there is no grant table.
+    /// An error without a code of its own, also returned if there is no grant table.
     pub const GENERAL_ERROR: GrantStatus = GrantStatus(-1);
     /// The granting domain does not exist.
     pub const BAD_DOMAIN: GrantStatus = GrantStatus(-2);
-    /// The reference is out of range or grants us nothing.
+    /// The reference is out of range, or grants this domain nothing.
     pub const BAD_GNTREF: GrantStatus = GrantStatus(-3);
     /// The handle is unknown.
     pub const BAD_HANDLE: GrantStatus = GrantStatus(-4);
@@ -110,7 +110,7 @@ impl GrantStatus {
     pub const PERMISSION_DENIED: GrantStatus = GrantStatus(-8);
     /// The granted frame is not a page that can be mapped.
     pub const BAD_PAGE: GrantStatus = GrantStatus(-9);
-    /// A copy would leave the page.
+    /// A copy would cross the end of a page.
     pub const BAD_COPY_ARG: GrantStatus = GrantStatus(-10);
     /// A transferred page's address is too large.
     pub const ADDRESS_TOO_BIG: GrantStatus = GrantStatus(-11);

@@ -1,13 +1,13 @@
-//! The services of Xen for a domain, as one narrow trait.
+//! The services of Xen that every domain uses, as one narrow trait.
 
 use crate::abi::grant_table::{EntryV1, GrantCopy, MapGrantRef, UnmapGrantRef};
 use crate::{DomId, Errno, Gfn, Instant, Port, VcpuId};
 use core::ptr::NonNull;
 use core::time::Duration;
 
-/// Addresses, one page each, at which frames of other domains may be mapped: guest-physical
-/// space without memory behind it on PVH, virtual space without page-table entries on PV. In
-/// both, `base + n * PAGE_SIZE` is the address to name to Xen and the address to access.
+/// Address space at which frames of other domains may be mapped: guest-physical space without memory behind it on PVH,
+/// virtual space without mappings on PV. In both, `base + n * PAGE_SIZE` is the address to name to Xen and the address
+/// to access.
 #[derive(Debug)]
 pub struct ForeignRegion {
     /// The first page's address, page-aligned.
@@ -24,10 +24,9 @@ unsafe impl Sync for ForeignRegion {}
 /// The services of Xen for a domain. The unikernel's runtime implements them with hypercalls, the simulated
 /// Xen in memory; cloning gives another handle on the same domain.
 ///
-/// All calls act for the vCPU that makes them; a handle may be cloned and used on any, and
-/// [`wake_vcpu`](Self::wake_vcpu) is what one does for another. Batches are one hypercall, however long; each of
-/// their entries carries a status of its own, and an `Err` means that the hypercall as a whole
-/// was refused and no entry was looked at.
+/// All calls act for the vCPU that makes them, except [`wake_vcpu`](Self::wake_vcpu); a handle may be cloned and used
+/// on any vCPU. A batch is one hypercall, however long. Each of its entries has a status of its own, and an `Err` means
+/// that Xen refused the hypercall as a whole and looked at no entry.
 ///
 /// # Safety
 /// An implementer promises that a mapping it reports as done stays at its address until it is
@@ -58,9 +57,8 @@ pub unsafe trait Hypervisor: Clone + Send + Sync + 'static {
     /// frames named as source may be shown to the other domain.
     unsafe fn copy_grants(&self, batch: &mut [GrantCopy]) -> Result<(), Errno>;
 
-    /// Returns the frame behind an own page, as grants and copies name it. `None` if `page` is not own
-    /// memory (for instance a mapped foreign page). Devices find it elsewhere
-    /// ([`DmaMemory`](crate::DmaMemory)).
+    /// Returns the frame of an own page, by which grants and copies name it. `None` if `page` is not own memory (for
+    /// instance a mapped foreign page). For devices, [`DmaMemory`](crate::DmaMemory) has another address.
     fn frame_of(&self, page: *const u8) -> Option<Gfn>;
 
     /// Returns the address space for mapping other domains' frames. The first call gets all of it; later
@@ -87,29 +85,30 @@ pub unsafe trait Hypervisor: Clone + Send + Sync + 'static {
     /// closed it.
     fn is_connected(&self, port: Port) -> Result<bool, Errno>;
 
-    /// Lets a port wake this vCPU, the first one, that a boot before this one of the same domain has left open. Notifications
-    /// that came before are lost. Refused where no boot leaves ports.
+    /// Takes over a port that a boot before this one of the same domain has left open: delivers it to this vCPU,
+    /// unmasked. On the first vCPU, it must not have been delivered to another one. Notifications that came before this
+    /// boot are lost. Fails with [`Errno::NOSYS`] if no boot leaves ports open.
     fn take_up_port(&self, port: Port) -> Result<(), Errno> {
         let _ = port;
         Err(Errno::NOSYS)
     }
 
-    /// Holds back the notifications of a port of this vCPU: they wake no vCPU, and cost nothing, until
+    /// Masks a port of this vCPU: its notifications wake no vCPU, and cost nothing, until
     /// [`unmask_port`](Self::unmask_port).
     fn mask_port(&self, port: Port);
 
-    /// Lets the notifications of a port through again (`EVTCHNOP_unmask`), also one that came meanwhile.
+    /// Unmasks a port (`EVTCHNOP_unmask`). A notification that came meanwhile is delivered.
     fn unmask_port(&self, port: Port) -> Result<(), Errno>;
 
-    /// Forgets a notification that came while a port of this vCPU was [masked](Self::mask_port). Returns whether there was
-    /// one.
+    /// Drops a notification that came while a port of this vCPU was [masked](Self::mask_port). Returns whether there
+    /// was one.
     fn forget_notification(&self, port: Port) -> bool;
 
     /// Notifies the other end of a port (`EVTCHNOP_send`).
     fn notify(&self, port: Port) -> Result<(), Errno>;
 
-    /// Takes all notifications that are pending for this vCPU off the shared bitmaps and names
-    /// each port once. Costs no hypercall; returns at once where there is none.
+    /// Clears all notifications that are pending for this vCPU, and passes the port of each to `sink`, once. Makes no
+    /// hypercall; returns at once if none is pending.
     fn take_pending(&self, sink: &mut dyn FnMut(Port));
 
     /// Blocks this vCPU until a notification is pending or `deadline` is reached

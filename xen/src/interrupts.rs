@@ -2,12 +2,12 @@
 
 use crate::{Errno, Pirq, Port};
 
-/// Interrupts of devices, as event channels.
+/// Interrupts of devices, which are delivered as event channels.
 ///
-/// Only PV domains have devices on x86: in others, this answers [`Errno::NOSYS`].
+/// Only PV domains have devices on x86: in others, these calls fail with [`Errno::NOSYS`].
 pub trait Interrupts {
     /// Binds a physical interrupt to a new port (`EVTCHNOP_bind_pirq`), which is delivered to the calling vCPU,
-    /// unmasked. `shared` says that other domains may have it too, as may be with an interrupt line (INTx).
+    /// unmasked. `shared` says that other domains may have it, too, as is possible with an interrupt line (INTx).
     ///
     /// Fails with [`Errno::PERM`] if the interrupt is not this domain's, and with [`Errno::EXIST`] if it is bound
     /// already. Closing the port unbinds it.

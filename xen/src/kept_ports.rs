@@ -3,21 +3,22 @@
 use crate::Port;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-/// The ports that a domain leaves open when it crashes and starts again in place, noted in memory that survives. Whatever
-/// made it crash may have written there, too: a note counts only if both of its halves tell of the same port.
+/// The ports that a domain leaves open when it crashes and starts again in place, noted in memory that survives that.
+/// The fault that made it crash may have damaged the notes, so a note counts only if its two halves agree: the port's
+/// number, and its complement.
 #[derive(Clone, Copy, Debug)]
 pub struct KeptPorts(&'static [AtomicU32]);
 
 impl KeptPorts {
-    /// Returns them for a domain that leaves no port open.
+    /// Returns an empty list, for a domain that leaves no port open.
     pub const NONE: KeptPorts = KeptPorts(&[]);
 
-    /// Returns those that are noted there.
+    /// Returns the list in these words of memory, one for each port.
     pub const fn new(notes: &'static [AtomicU32]) -> KeptPorts {
         KeptPorts(notes)
     }
 
-    /// Adds a port. One for which there is no room is closed by a crash.
+    /// Adds a port. If there is no room for it, it does not stay open after a crash.
     pub fn add(self, port: Port) {
         let Some(new) = note_of(port) else {
             return;
@@ -31,34 +32,34 @@ impl KeptPorts {
         }
     }
 
-    /// Removes a port: to be called before it is closed, as its number may be another one's then.
+    /// Removes a port. Must be called before the port is closed, since Xen may give its number to another one then.
     pub fn remove(self, port: Port) {
         let of_it = |note: &&AtomicU32| port_of(note.load(Ordering::Relaxed)) == Some(port);
         let notes = self.0.iter().filter(of_it);
         notes.for_each(|note| note.store(0, Ordering::Relaxed));
     }
 
-    /// Removes all.
+    /// Removes all ports.
     pub fn clear(self) {
         let notes = self.0.iter();
         notes.for_each(|note| note.store(0, Ordering::Relaxed));
     }
 
-    /// Returns all.
+    /// Returns all ports.
     pub fn iter(self) -> impl Iterator<Item = Port> {
         let notes = self.0.iter();
         notes.filter_map(|note| port_of(note.load(Ordering::Relaxed)))
     }
 }
 
-/// Returns the note of a port; `None` if it is too large a number, which those of a domain without the FIFO interface
-/// never are.
+/// Returns the note of a port; `None` for a number that is 0 or does not fit 16 bits. Ports of a domain that uses the
+/// two-level interface are below 4096.
 fn note_of(port: Port) -> Option<u32> {
     let number = u16::try_from(port.0).ok().filter(|number| *number > 0)?;
     Some(u32::from(!number) << 16 | u32::from(number))
 }
 
-/// Returns the port that a note tells of.
+/// Returns the port in a note; `None` if there is none, or the note is damaged.
 fn port_of(note: u32) -> Option<Port> {
     let port = Port(note & 0xffff);
     (note_of(port) == Some(note)).then_some(port)

@@ -1,8 +1,8 @@
-//! Xen's public ABI as Rust types, and the one trait through which the hypervisor is called.
+//! Xen's public ABI as Rust types, and the traits through which the hypervisor is called.
 //!
-//! Everything Bulkhead asks of Xen goes through one trait, [`Hypervisor`]. The unikernel's
-//! runtime implements it with hypercalls; the simulated Xen (crate `bulkhead-xen-sim`)
-//! implements it in memory, so that every driver can be tested on a host without Xen.
+//! Drivers call Xen through the trait [`Hypervisor`]. The unikernel's runtime implements it with hypercalls; the
+//! simulated Xen (crate `bulkhead-xen-sim`) implements it in memory, so that every driver can be tested on a host
+//! without Xen.
 //!
 //! ```text
 //!   blkback   grant   ring   xenstore-client   executor
@@ -24,10 +24,10 @@
 //! assert_eq!(Errno::from_return(-22), Err(Errno::INVAL));
 //! ```
 //!
-//! A domain that was given devices has more to ask for, by traits beside that one: [`Mmio`], [`Interrupts`] and
-//! [`DmaMemory`].
+//! What only some of the code needs is in traits of its own: [`Reservation`], [`Balloon`] and [`FrameTransfer`] for the
+//! domain's memory, [`Mmio`], [`Interrupts`] and [`DmaMemory`] for devices that were given to the domain.
 //!
-//! Read next: [`hypervisor`] for Xen's services for a domain, [`abi`] for the types that it uses.
+//! Read next: [`hypervisor`] for Xen's services, [`abi`] for the types that it uses.
 
 #![cfg_attr(not(test), no_std)]
 

@@ -5,12 +5,12 @@ use crate::{Errno, Mfn};
 /// A device's registers: a part of a memory BAR, mapped uncached for as long as this value lives.
 ///
 /// Each access is one access of that width on the bus, in program order with all other accesses to registers
-/// and with this vCPU's writes to memory before it. An offset that is not inside, or not a multiple of the
-/// width, touches nothing: reads return all ones, as they do from a device that is gone, and writes are dropped.
+/// and with this vCPU's writes to memory before it. An access that is not within the registers, or not aligned to its
+/// width, is not done: reads return all ones, as they do from a device that is gone, and writes are dropped.
 ///
-/// A write may make the device access memory. Which memory that can be at most is up to the IOMMU: the domain's
-/// own, and pages of others while it has them mapped. A driver names only addresses of memory that is its own,
-/// or was lent to it for this ([`DmaMemory`](crate::DmaMemory)).
+/// A write may make the device access memory. The IOMMU limits that to the domain's own memory, and pages of other
+/// domains while these are mapped. A driver gives the device only addresses of its own memory
+/// ([`DmaMemory`](crate::DmaMemory)), or of memory that it was given for the request.
 pub trait Registers: Send + Sync {
     /// Returns the number of bytes.
     fn len(&self) -> usize;
@@ -52,7 +52,7 @@ pub trait Registers: Send + Sync {
     }
 }
 
-/// Returns whether an access of that width at an offset is inside of `len` bytes, and aligned.
+/// Returns whether an access of `width` bytes at an offset is within `len` bytes, and aligned.
 #[inline]
 pub const fn is_register(offset: usize, width: usize, len: usize) -> bool {
     len >= width && offset <= len - width && offset.is_multiple_of(width)
@@ -60,20 +60,20 @@ pub const fn is_register(offset: usize, width: usize, len: usize) -> bool {
 
 /// Maps the registers of devices that were given to this domain.
 ///
-/// Only PV domains have devices on x86: in others, this answers [`Errno::NOSYS`].
+/// Only PV domains have devices on x86: in others, this fails with [`Errno::NOSYS`].
 ///
 /// # Safety
-/// An implementer promises that what it maps is no memory, neither this domain's nor another's, that accesses
-/// stay inside it, and that it stays mapped until the value is dropped.
+/// An implementer promises that the frames which it maps are not memory, neither this domain's nor another's, that
+/// accesses stay within them, and that they stay mapped until the value is dropped.
 pub unsafe trait Mmio {
     /// Registers that are mapped; dropping them unmaps.
     type Registers: Registers + 'static;
 
-    /// Maps `pages` neighbouring machine frames of registers, from `first` on, uncached and writable.
+    /// Maps `pages` contiguous machine frames of registers, from `first` on, uncached and writable.
     ///
-    /// Fails with [`Errno::PERM`] if one of them is not this domain's to use, with [`Errno::ACCES`] if Xen lets
-    /// the domain read it only (the pages of an MSI-X table that dom0 has prepared), and with
-    /// [`Errno::NOMEM`] if there is no address space left.
+    /// Fails with [`Errno::PERM`] if the domain may not use one of them, with [`Errno::ACCES`] if Xen lets the domain
+    /// only read one (the pages of an MSI-X table that dom0 has prepared), and with [`Errno::NOMEM`] if there is no
+    /// address space left.
     fn map_registers(&self, first: Mfn, pages: usize) -> Result<Self::Registers, Errno>;
 }
 

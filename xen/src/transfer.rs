@@ -1,36 +1,36 @@
-//! Frames of the domain's memory given to other domains, and taken from them.
+//! Transfers of the domain's frames to other domains, and of theirs to this one.
 
 use crate::{DomId, Errno, Gfn, GrantRef, GrantStatus, Pfn, Reservation};
 use core::ptr::NonNull;
 
 /// Frames given to other domains and taken from them (`GNTTABOP_transfer`, grant_table.h).
 ///
-/// A page of this domain has an address and a page frame number, which stay, and a frame behind them, which
-/// may go. A page whose frame was given away is as one that was released ([`Reservation::release`]): an
-/// address without anything behind it, until it is populated or adopts a frame that another domain gives.
+/// A page of this domain has an address and a page frame number, which stay, and a frame behind them, which may go. A
+/// page whose frame was given away is like one that was released ([`Reservation::release`]): an address without memory
+/// behind it, until it is populated or adopts a frame that another domain gives.
 ///
 /// Only PV domains can give frames away: to others, Xen (4.17 to 4.20, `hvm_grant_table_op` in
-/// arch/x86/hvm/hypercall.c) answers [`Errno::NOSYS`], and their pages stay. Every domain can accept frames;
-/// a domain that is not PV has them in their place at once.
+/// arch/x86/hvm/hypercall.c) answers [`Errno::NOSYS`], and their pages stay. Every domain can accept frames; for a
+/// domain that is not PV, Xen puts them in their place itself.
 ///
 /// # Safety
 /// An implementer promises that a page it reports as kept is what it was, and that what it has adopted is
 /// memory at the page's address on every vCPU, with the content that the giving domain left in it.
 pub unsafe trait FrameTransfer: Reservation {
-    /// Gives the frames behind own pages to domains that accept them. A page is kept where its request says so,
-    /// and all are if the hypercall as a whole is refused; any other page has nothing behind it afterwards,
-    /// whether the other domain got the frame or not.
+    /// Gives the frames behind own pages to domains that accept them. Afterwards, a page is kept if its request says so
+    /// ([`TransferRequest::kept`]), and all pages are if Xen refuses the hypercall as a whole; any other page has no
+    /// memory behind it, whether the other domain got the frame or not.
     ///
     /// Xen does not clear the frames: the other domain sees what is in them.
     ///
     /// # Safety
-    /// Each request names another page, from a page boundary on, of the caller's own memory, and none of them is
+    /// Each request names a different page of the caller's own memory, from a page boundary on. None of them is
     /// granted, and no device accesses them. They are not accessed any more, unless they are kept, or populated, or
     /// adopt another frame.
     unsafe fn give_frames(&self, batch: &mut [TransferRequest]) -> Result<(), Errno>;
 
-    /// Returns the page frame number of an own page, by which an entry that accepts a frame names the page that
-    /// the frame is to be behind.
+    /// Returns the page frame number of an own page, by which a grant entry that accepts a frame names the page that is
+    /// to get it. `None` if it is not own memory.
     fn page_frame(&self, page: NonNull<u8>) -> Option<Pfn>;
 
     /// Puts a frame that another domain has given behind the page for which it was accepted. Its content is

@@ -1,12 +1,12 @@
-//! Numbers with a meaning: domains, grants, ports, frames and times never pass as bare integers.
+//! Types for numbers with a meaning: domains, grants, ports, frames and times are never bare integers.
 
 use core::fmt;
 use core::num::NonZeroU64;
 use core::time::Duration;
 
-/// Bytes in a page, and so in a grant (`xen/include/public/grant_table.h` grants whole frames).
+/// The number of bytes in a page, and so in a grant, which is of a whole frame (grant_table.h).
 pub const PAGE_SIZE: usize = 4096;
-/// log2 of [`PAGE_SIZE`].
+/// The base-2 logarithm of [`PAGE_SIZE`].
 pub const PAGE_SHIFT: u32 = 12;
 
 macro_rules! number {
@@ -47,9 +47,9 @@ number! {
     Gfn(u64)
 }
 number! {
-    /// A page frame number (`pfn`): a domain's own number of one of its pages, which the page keeps whatever
-    /// frame is behind it. In a PVH domain it is the page's [`Gfn`]; for PV domains, Xen only remembers which
-    /// one a machine frame has (the M2P).
+    /// A page frame number (`pfn`): a domain's own number of one of its pages, which the page keeps whatever frame is
+    /// behind it. In a PVH domain it is the page's [`Gfn`]; for PV domains, Xen only keeps the pfn of each machine
+    /// frame (the M2P).
     Pfn(u64)
 }
 number! {
@@ -58,7 +58,7 @@ number! {
     Mfn(u64)
 }
 number! {
-    /// A physical interrupt, by the number that this domain has for it (`pirq`, event_channel.h).
+    /// A physical interrupt, by its number in this domain (`pirq`, event_channel.h).
     Pirq(u32)
 }
 number! {
@@ -81,13 +81,13 @@ impl From<Mfn> for Gfn {
     }
 }
 
-/// A bus address: the address at which a device that was given to this domain finds a byte of memory. It is never 0, as
-/// Xen gives no domain the host's first page.
+/// A bus address, in bytes: the address at which a device that was given to this domain reaches a byte of memory. It is
+/// never 0, because Xen gives no domain the host's first page.
 ///
 /// A bus address is neither the address at which this domain sees the byte nor made from a [`Gfn`]: for own memory
 /// [`DmaMemory`](crate::DmaMemory) knows it, for a mapped grant
-/// [`MapGrantRef::dma_addr`](crate::abi::grant_table::MapGrantRef::dma_addr). The bytes of one page follow each other
-/// on the bus; neighbouring pages do not.
+/// [`MapGrantRef::dma_addr`](crate::abi::grant_table::MapGrantRef::dma_addr). The bytes of one page are contiguous on
+/// the bus; pages that are contiguous in this domain need not be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct DmaAddr(NonZeroU64);
@@ -102,13 +102,13 @@ impl DmaAddr {
         }
     }
 
-    /// Returns it as devices take it.
+    /// Returns the address as a number.
     #[inline]
     pub const fn get(self) -> u64 {
         self.0.get()
     }
 
-    /// Returns the address of a byte further on in the same page.
+    /// Returns the address of the byte that is `bytes` bytes further on, in the same page.
     #[inline]
     pub const fn offset(self, bytes: usize) -> DmaAddr {
         DmaAddr(self.0.saturating_add(bytes as u64))
@@ -136,7 +136,7 @@ impl DomId {
 pub struct Instant(pub u64);
 
 impl Instant {
-    /// The time from `earlier` to this point; zero if `earlier` is later.
+    /// Returns the time from `earlier` to this point; zero if `earlier` is later.
     pub fn since(self, earlier: Instant) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }

@@ -25,7 +25,7 @@ pub const UNMASK: u32 = 9;
 
 /// `EVTCHNSTAT_closed`.
 pub const STATUS_CLOSED: u32 = 0;
-/// `EVTCHNSTAT_ipi`: vCPUs of this domain wake another one by it.
+/// `EVTCHNSTAT_ipi`: the port is bound to an inter-processor interrupt of this domain.
 pub const STATUS_IPI: u32 = 5;
 /// `EVTCHNSTAT_interdomain`: the other end is open.
 pub const STATUS_INTERDOMAIN: u32 = 2;
@@ -49,7 +49,7 @@ pub struct BindInterdomain {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct AllocUnbound {
-    /// In: whose port it is to be, [`DomId::SELF`].
+    /// In: the domain that the port is for, [`DomId::SELF`].
     pub dom: DomId,
     /// In: the domain that may bind to it.
     pub remote_dom: DomId,
@@ -69,7 +69,7 @@ pub struct BindVirq {
     pub port: Port,
 }
 
-/// `BIND_PIRQ__WILL_SHARE`: other domains may have the interrupt too.
+/// `BIND_PIRQ__WILL_SHARE`: other domains may have the interrupt, too.
 pub const BIND_PIRQ_WILL_SHARE: u32 = 1;
 
 /// `struct evtchn_bind_pirq`.
@@ -108,7 +108,7 @@ pub struct BindVcpu {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Status {
-    /// In: whose port it is, [`DomId::SELF`].
+    /// In: the domain that has the port, [`DomId::SELF`].
     pub dom: DomId,
     /// In: the port.
     pub port: Port,
@@ -120,7 +120,7 @@ pub struct Status {
     pub other_end: [u32; 2],
 }
 
-/// `struct evtchn_close`, `evtchn_send` and `evtchn_unmask`: just the port.
+/// `struct evtchn_close`, `evtchn_send` and `evtchn_unmask`, which have the same layout.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct OnPort {

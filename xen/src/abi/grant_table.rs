@@ -3,7 +3,7 @@
 use crate::{DmaAddr, DomId, Gfn, GrantHandle, GrantRef, GrantStatus};
 
 bitflags::bitflags! {
-    /// `GNTMAP_*`: how a grant is to be mapped.
+    /// `GNTMAP_*`: the kind of a mapping.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct MapFlags: u32 {
         /// Keep the page where devices can use it, also when nothing maps it for the CPU any more. Without
@@ -71,16 +71,16 @@ pub struct MapGrantRef {
     pub gref: GrantRef,
     /// In: the granting domain.
     pub domain: DomId,
-    /// Out: what became of it.
+    /// Out: the outcome.
     pub status: GrantStatus,
-    /// Out: what to unmap it with.
+    /// Out: the handle by which it is unmapped.
     pub handle: GrantHandle,
     /// Out: the bus address of the page, in bytes; [`dma_addr`](Self::dma_addr) has it as a type.
     pub dev_bus_addr: u64,
 }
 
 impl MapGrantRef {
-    /// A request to map `gref` of `domain` at `host_addr`.
+    /// Returns a request to map `gref` of `domain` at `host_addr`.
     pub fn new(host_addr: u64, flags: MapFlags, gref: GrantRef, domain: DomId) -> Self {
         MapGrantRef {
             host_addr,
@@ -93,12 +93,12 @@ impl MapGrantRef {
         }
     }
 
-    /// A request to map `gref` of `domain` for devices alone: `flags` name no address.
+    /// Returns a request to map `gref` of `domain` for devices alone: `flags` are without [`MapFlags::HOST_MAP`].
     pub fn for_device(flags: MapFlags, gref: GrantRef, domain: DomId) -> Self {
         Self::new(0, flags, gref, domain)
     }
 
-    /// Returns where devices of a PV domain find the page once it is mapped.
+    /// Returns the bus address of the page for devices of a PV domain, once it is mapped. `None` before that.
     ///
     /// The header promises it with [`MapFlags::DEVICE_MAP`] alone. Xen (4.17 to 4.20, `map_grant_ref` in
     /// common/grant_table.c) fills in the machine address of the page for every mapping, whatever its flags
@@ -121,12 +121,12 @@ pub struct UnmapGrantRef {
     pub dev_bus_addr: u64,
     /// In: the handle that the mapping gave.
     pub handle: GrantHandle,
-    /// Out: what became of it.
+    /// Out: the outcome.
     pub status: GrantStatus,
 }
 
 impl UnmapGrantRef {
-    /// A request to unmap what `handle` names from `host_addr`.
+    /// Returns a request to unmap what `handle` names from `host_addr`.
     pub fn new(host_addr: u64, handle: GrantHandle) -> Self {
         UnmapGrantRef {
             host_addr,
@@ -136,7 +136,7 @@ impl UnmapGrantRef {
         }
     }
 
-    /// A request to unmap what `handle` names, which was mapped for devices alone, from `address`. Without the
+    /// Returns a request to unmap what `handle` names, which was mapped for devices alone, from `address`. Without the
     /// address, Xen (4.17 to 4.20, `unmap_common`) leaves the mapping as it is, and reports no error.
     pub fn for_device(address: Option<DmaAddr>, handle: GrantHandle) -> Self {
         UnmapGrantRef {
@@ -156,7 +156,7 @@ pub struct CopyEnd {
     pub what: u64,
     /// The domain that owns it; [`DomId::SELF`] for an own frame.
     pub domain: DomId,
-    /// The first byte within the page.
+    /// The offset of the first byte in the page, 0 to 4095.
     pub offset: u16,
 }
 
@@ -184,15 +184,15 @@ impl CopyEnd {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct GrantCopy {
-    /// In: where from.
+    /// In: the source.
     pub source: CopyEnd,
-    /// In: where to.
+    /// In: the destination.
     pub dest: CopyEnd,
-    /// In: how many bytes, 1 to 4096.
+    /// In: the number of bytes, 1 to 4096.
     pub len: u16,
     /// In: [`CopyFlags`].
     pub flags: u16,
-    /// Out: what became of it.
+    /// Out: the outcome.
     pub status: GrantStatus,
 }
 
@@ -206,7 +206,7 @@ pub struct GrantTransfer {
     pub domain: DomId,
     /// In: that domain's entry that accepts it.
     pub gref: GrantRef,
-    /// Out: what became of it.
+    /// Out: the outcome.
     pub status: GrantStatus,
 }
 
@@ -219,12 +219,13 @@ pub struct EntryV1 {
     pub flags: core::sync::atomic::AtomicU16,
     /// The domain that may access the frame.
     pub domain: core::sync::atomic::AtomicU16,
-    /// The granted frame (a gfn on PVH, an mfn on PV). In an entry that accepts a transfer, the page frame
-    /// that the transferred frame is to be behind; when it is completed, a PV domain finds its mfn here.
+    /// The granted frame (a gfn on PVH, an mfn on PV). In an entry that accepts a transfer, the page frame number of
+    /// the page that is to get the transferred frame; when the transfer is completed, a PV domain finds the frame's mfn
+    /// here.
     pub frame: core::sync::atomic::AtomicU32,
 }
 
-/// The first entries belong to the toolstack (`GNTTAB_NR_RESERVED_ENTRIES`).
+/// The number of entries at the start of the table that are the toolstack's (`GNTTAB_NR_RESERVED_ENTRIES`).
 pub const RESERVED_ENTRIES: u32 = 8;
 
 const _: () = {

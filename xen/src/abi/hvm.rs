@@ -1,12 +1,12 @@
-//! `hvm/params.h`, `hvm/hvm_op.h`, `hvm/hvm_vcpu.h` and `arch-x86/hvm/start_info.h`: what a PVH
-//! domain starts with and asks for.
+//! `hvm/params.h`, `hvm/hvm_op.h`, `hvm/hvm_vcpu.h` and `arch-x86/hvm/start_info.h`: the structures with which a PVH
+//! domain starts, and its parameters.
 
 use crate::DomId;
 
 /// `XEN_HVM_START_MAGIC_VALUE`.
 pub const START_MAGIC: u32 = 0x336e_c578;
 
-/// `struct hvm_start_info`: what a PVH domain finds at the address in `ebx`.
+/// `struct hvm_start_info`, to which `ebx` points when a PVH domain starts. All addresses are guest-physical.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct HvmStartInfo {
@@ -53,9 +53,9 @@ pub const MEMMAP_TYPE_RAM: u32 = 1;
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct MemmapEntry {
-    /// First byte.
+    /// The address of the first byte.
     pub addr: u64,
-    /// Bytes.
+    /// The size in bytes.
     pub size: u64,
     /// `XEN_HVM_MEMMAP_TYPE_*`.
     pub kind: u32,
@@ -72,7 +72,7 @@ pub const HVMOP_GET_PARAM: u32 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Param {
-    /// `HVM_PARAM_CALLBACK_IRQ`: how event upcalls arrive.
+    /// `HVM_PARAM_CALLBACK_IRQ`: the way in which event upcalls are delivered.
     CallbackIrq = 0,
     /// `HVM_PARAM_STORE_PFN`: the xenstore ring's frame.
     StorePfn = 1,
@@ -129,7 +129,7 @@ pub struct VcpuRegisters {
     pub efer: u64,
 }
 
-/// `struct vcpu_hvm_context`: how a vCPU of a PVH domain starts.
+/// `struct vcpu_hvm_context`: the state in which a vCPU of a PVH domain starts.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct VcpuContext {
@@ -168,9 +168,9 @@ pub struct VcpuContext32 {
     /// Zero.
     pub pad1: u32,
     pub efer: u64,
-    /// First bytes of the segments cs, ds, ss, es and tr.
+    /// The base addresses of the segments cs, ds, ss, es and tr.
     pub bases: [u32; 5],
-    /// Their last bytes.
+    /// Their limits.
     pub limits: [u32; 5],
     /// Their attributes: bits 40 to 47 and 52 to 55 of a descriptor.
     pub attributes: [u16; 5],

@@ -1,10 +1,10 @@
-//! `memory.h`, and the part of `grant_table.h` that sets the own table up.
+//! `memory.h`, and the part of `grant_table.h` that sets up the domain's own table.
 
 use crate::{DomId, GrantStatus};
 
 /// `XENMEM_decrease_reservation`.
 pub const DECREASE_RESERVATION: u32 = 1;
-/// `XENMEM_current_reservation`: how many pages a domain has. Takes its number.
+/// `XENMEM_current_reservation`: returns the number of pages that a domain has. Takes the domain's number.
 pub const CURRENT_RESERVATION: u32 = 3;
 /// `XENMEM_populate_physmap`.
 pub const POPULATE_PHYSMAP: u32 = 6;
@@ -15,12 +15,12 @@ pub const ADD_TO_PHYSMAP: u32 = 7;
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct MemoryReservation {
-    /// The frames. Frames that are given back are named as the domain names frames to Xen (gfns, or mfns on PV); frames
-    /// that are asked for, by page frame. There, a PV domain finds its new machine frames afterwards.
+    /// The frames. Frames that are given back are gfns, which are mfns on PV. Where frames are asked for, these are the
+    /// page frame numbers of the pages that get them; Xen replaces them by the new mfns for a PV domain.
     pub extent_start: *mut u64,
     /// The number of extents.
     pub nr_extents: u64,
-    /// log2 of the pages of each.
+    /// The number of pages of each extent, as a power of two.
     pub extent_order: u32,
     /// `XENMEMF_*`.
     pub mem_flags: u32,
@@ -33,17 +33,17 @@ pub const MAPSPACE_SHARED_INFO: u32 = 0;
 /// `XENMAPSPACE_grant_table`.
 pub const MAPSPACE_GRANT_TABLE: u32 = 1;
 
-/// `struct xen_add_to_physmap`: gives a page of Xen's a place in guest-physical space.
+/// `struct xen_add_to_physmap`: maps a page of Xen's into the guest-physical address space.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct AddToPhysmap {
     /// The domain, normally [`DomId::SELF`].
     pub domid: DomId,
-    /// Pages, for ranges only.
+    /// The number of pages, for `XENMAPSPACE_gmfn_range` only.
     pub size: u16,
     /// `XENMAPSPACE_*`.
     pub space: u32,
-    /// The page of the space.
+    /// The number of the page in that space.
     pub idx: u64,
     /// The guest frame at which it is to appear.
     pub gpfn: u64,
@@ -62,31 +62,31 @@ pub const GNTTABOP_COPY: u32 = 5;
 /// `GNTTABOP_query_size`.
 pub const GNTTABOP_QUERY_SIZE: u32 = 6;
 
-/// `struct gnttab_setup_table`: grows the own table and names its frames (PV).
+/// `struct gnttab_setup_table`: grows the domain's own table, and returns its frames (PV).
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct SetupTable {
     /// In: the domain, normally [`DomId::SELF`].
     pub dom: DomId,
-    /// In: how many frames.
+    /// In: the number of frames.
     pub nr_frames: u32,
-    /// Out: what became of it.
+    /// Out: the outcome.
     pub status: GrantStatus,
     /// Out: the frames.
     pub frame_list: *mut u64,
 }
 
-/// `struct gnttab_query_size`: how large the own table is and may become.
+/// `struct gnttab_query_size`: the present and the largest size of the domain's own table.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct QuerySize {
     /// In: the domain, normally [`DomId::SELF`].
     pub dom: DomId,
-    /// Out: frames now.
+    /// Out: the number of its frames.
     pub nr_frames: u32,
-    /// Out: frames at most.
+    /// Out: the largest number of frames.
     pub max_nr_frames: u32,
-    /// Out: what became of it.
+    /// Out: the outcome.
     pub status: GrantStatus,
 }
 

@@ -1,4 +1,5 @@
-//! `io/pciif.h`: the page by which a PCI frontend has its backend act on the devices that it was given.
+//! `io/pciif.h`: the page through which a PCI frontend asks its backend for operations on the devices that it was
+//! given.
 
 /// `XEN_PCI_MAGIC`, the version of the protocol: the value of the node `magic`.
 pub const MAGIC: &str = "7";
@@ -39,7 +40,7 @@ pub const OP_FAILED: i32 = -5;
 /// `PCI_ERS_RESULT_NONE` of Linux's pci.h, as an answer to an [`AerOp`]: the frontend does nothing about errors.
 pub const AER_RESULT_NONE: i32 = 1;
 
-/// `SH_INFO_MAX_VEC`: the entries of an operation on MSI-X.
+/// `SH_INFO_MAX_VEC`: the largest number of entries of an operation on MSI-X.
 pub const MAX_VECTORS: usize = 128;
 
 /// `struct xen_msix_entry`.
@@ -48,7 +49,7 @@ pub const MAX_VECTORS: usize = 128;
 pub struct MsixEntry {
     /// Out: the physical interrupt.
     pub vector: u16,
-    /// In: its place in the device's table.
+    /// In: its number in the device's table.
     pub entry: u16,
 }
 
@@ -66,9 +67,9 @@ pub struct Op {
     pub bus: u32,
     /// In: its number on the bus, times 8, and the function.
     pub devfn: u32,
-    /// In: the register.
+    /// In: the offset of the register in configuration space.
     pub offset: i32,
-    /// In: its bytes.
+    /// In: its size in bytes: 1, 2 or 4.
     pub size: i32,
     /// In or out: the value.
     pub value: u32,

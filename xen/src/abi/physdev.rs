@@ -5,8 +5,8 @@ use crate::Pirq;
 /// `PHYSDEVOP_eoi`: an interrupt was handled. Takes an [`Eoi`].
 pub const EOI: u32 = 12;
 
-/// `PHYSDEVOP_pirq_eoi_gmfn_v2`: registers a page of bits, one for each interrupt by its number, that Xen sets
-/// where [`EOI`] is needed. Takes a [`PirqEoiGmfn`].
+/// `PHYSDEVOP_pirq_eoi_gmfn_v2`: registers a page with a bit for each interrupt, by its number. Xen sets the bits of
+/// the interrupts that need [`EOI`]. Takes a [`PirqEoiGmfn`].
 pub const PIRQ_EOI_GMFN_V2: u32 = 28;
 
 /// `struct physdev_eoi`.

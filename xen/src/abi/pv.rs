@@ -1,15 +1,17 @@
-//! `xen.h`, `arch-x86/xen.h` and `callback.h`: what a PV domain starts with and asks for.
+//! `xen.h`, `arch-x86/xen.h` and `callback.h`: the structures with which a PV domain and its vCPUs start, page-table
+//! updates and callbacks.
 
 /// `SIF_MOD_START_PFN`: `mod_start` is a page frame number, not an address.
 pub const SIF_MOD_START_PFN: u32 = 1 << 3;
 
-/// `struct start_info`: what the builder leaves for a PV domain.
+/// `struct start_info`, which the toolstack fills in when it builds a PV domain. Addresses are virtual unless they are
+/// said to be machine addresses.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct PvStartInfo {
     /// `xen-<version>-<platform>`.
     pub magic: [u8; 32],
-    /// Pages allocated to the domain.
+    /// The number of pages allocated to the domain.
     pub nr_pages: u64,
     /// Machine address of the shared page.
     pub shared_info: u64,
@@ -23,25 +25,25 @@ pub struct PvStartInfo {
     pub console_mfn: u64,
     /// Port of the console ring.
     pub console_evtchn: u32,
-    /// Address of the top page table.
+    /// Address of the top-level page table.
     pub pt_base: u64,
-    /// Page-table frames from there on.
+    /// The number of page-table frames from there on.
     pub nr_pt_frames: u64,
-    /// Address of the list that turns page frames into machine frames.
+    /// Address of the list of machine frames by page frame number (the P2M).
     pub mfn_list: u64,
     /// Address (or page frame, see [`SIF_MOD_START_PFN`]) of the module.
     pub mod_start: u64,
-    /// Bytes in the module.
+    /// The size of the module in bytes.
     pub mod_len: u64,
     /// The command line, ended by a zero byte.
     pub cmd_line: [u8; 1024],
-    /// First page frame of the list if it is not mapped with the kernel.
+    /// First page frame of the P2M if it is not mapped with the kernel.
     pub first_p2m_pfn: u64,
-    /// Frames of the list.
+    /// The number of frames of the P2M.
     pub nr_p2m_frames: u64,
 }
 
-/// `MMU_NORMAL_PT_UPDATE`: the low bits of [`MmuUpdate::ptr`].
+/// `MMU_NORMAL_PT_UPDATE`: the command in the low bits of [`MmuUpdate::ptr`] that writes an entry.
 pub const MMU_NORMAL_PT_UPDATE: u64 = 0;
 
 /// `struct mmu_update`: one page-table entry to write.
@@ -63,7 +65,7 @@ pub const FLAT_KERNEL_CS: u16 = 0xe033;
 /// `FLAT_KERNEL_SS`: the stack segment that goes with it.
 pub const FLAT_KERNEL_SS: u16 = 0xe02b;
 
-/// `struct trap_info`: where one exception goes.
+/// `struct trap_info`: the handler of one exception.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct TrapInfo {
@@ -84,7 +86,7 @@ pub const CALLBACKTYPE_EVENT: u16 = 0;
 /// `CALLBACKTYPE_failsafe`.
 pub const CALLBACKTYPE_FAILSAFE: u16 = 1;
 
-/// `struct callback_register`: where upcalls go.
+/// `struct callback_register`: the handler of upcalls of one kind.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct CallbackRegister {
@@ -99,13 +101,13 @@ pub struct CallbackRegister {
 /// `SEGBASE_GS_KERNEL`.
 pub const SEGBASE_GS_KERNEL: u32 = 2;
 
-/// `UVMF_TLB_FLUSH | UVMF_ALL`: all translations are forgotten on every vCPU.
+/// `UVMF_TLB_FLUSH | UVMF_ALL`: flushes the whole TLB of every vCPU.
 pub const UVMF_TLB_FLUSH_ALL: u64 = 1 | (1 << 2);
 
-/// `UVMF_INVLPG | UVMF_ALL`: an updated mapping is flushed on every vCPU.
+/// `UVMF_INVLPG | UVMF_ALL`: flushes the TLB entry of the updated mapping on every vCPU.
 pub const UVMF_INVLPG_ALL: u64 = 2 | (1 << 2);
 
-/// `VGCF_in_kernel`: the vCPU starts in the kernel's half, on its page tables and GS base.
+/// `VGCF_in_kernel`: the vCPU starts in kernel mode, on the kernel's page tables and GS base.
 pub const VGCF_IN_KERNEL: u64 = 1 << 2;
 
 /// `struct cpu_user_regs`: a vCPU's general registers.
@@ -130,12 +132,11 @@ pub struct UserRegs {
     pub data: [u64; 4],
 }
 
-/// `struct vcpu_guest_context`: all that a vCPU of a PV domain starts with. Zero is a good value
-/// of whatever is not wanted.
+/// `struct vcpu_guest_context`: the state in which a vCPU of a PV domain starts. Fields that are not needed are 0.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct GuestContext {
-    /// Floating-point registers; not looked at without `VGCF_i387_valid`.
+    /// Floating-point registers; Xen ignores them without `VGCF_i387_valid`.
     pub fpu: [u8; 512],
     /// `VGCF_*`.
     pub flags: u64,
@@ -145,15 +146,15 @@ pub struct GuestContext {
     pub traps: [TrapInfo; 256],
     /// Local descriptor table.
     pub ldt: [u64; 2],
-    /// Frames of the descriptor table.
+    /// Machine frames of the global descriptor table.
     pub gdt_frames: [u64; 16],
-    /// Entries of the descriptor table.
+    /// The number of entries of the global descriptor table.
     pub gdt_entries: u64,
-    /// Stack segment for entries from the user's half.
+    /// Stack segment for entries from user mode.
     pub kernel_ss: u64,
-    /// Stack for entries from the user's half.
+    /// Stack pointer for entries from user mode.
     pub kernel_sp: u64,
-    /// cr0 to cr7; 3 is the top page table's machine address.
+    /// cr0 to cr7; cr3 is the machine address of the top-level page table.
     pub control: [u64; 8],
     /// dr0 to dr7.
     pub debug: [u64; 8],
@@ -167,9 +168,9 @@ pub struct GuestContext {
     pub vm_assist: u64,
     /// FS base.
     pub fs_base: u64,
-    /// GS base in the kernel's half.
+    /// GS base in kernel mode.
     pub gs_base_kernel: u64,
-    /// GS base in the user's half.
+    /// GS base in user mode.
     pub gs_base_user: u64,
 }
 

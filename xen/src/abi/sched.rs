@@ -17,13 +17,13 @@ pub const WATCHDOG: u32 = 6;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum ShutdownReason {
-    /// `SHUTDOWN_poweroff`: it is done.
+    /// `SHUTDOWN_poweroff`: it has ended in order.
     Poweroff = 0,
     /// `SHUTDOWN_reboot`: the toolstack is to start it anew.
     Reboot = 1,
-    /// `SHUTDOWN_crash`: it failed.
+    /// `SHUTDOWN_crash`: it has crashed.
     Crash = 3,
-    /// `SHUTDOWN_watchdog`: it hung.
+    /// `SHUTDOWN_watchdog`: a watchdog was not set anew in time.
     Watchdog = 4,
 }
 
@@ -41,11 +41,11 @@ pub struct Shutdown {
 pub struct Watchdog {
     /// The watchdog's number; 0 asks for a new one, whose number Xen returns.
     pub id: u32,
-    /// In seconds from now; 0 gives it up.
+    /// The time in seconds from now; 0 removes the watchdog.
     pub timeout: u32,
 }
 
-/// `struct sched_poll`: waits for some ports, pending or masked, up to a time.
+/// `struct sched_poll`: blocks the vCPU until one of some ports is pending, masked or not, or until a time.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Poll {
@@ -75,17 +75,17 @@ pub const VCPUOP_SET_SINGLESHOT_TIMER: u32 = 8;
 /// `VCPUOP_send_nmi`.
 pub const VCPUOP_SEND_NMI: u32 = 11;
 
-/// `RUNSTATE_runnable`: the vCPU waits for a processor. Smaller is `RUNSTATE_running`; in greater states, the vCPU is
-/// blocked or was stopped, and Xen does nothing on its behalf.
+/// `RUNSTATE_runnable`: the vCPU waits for a processor. `RUNSTATE_running` is smaller; in the greater states,
+/// `RUNSTATE_blocked` and `RUNSTATE_offline`, Xen does nothing on the vCPU's behalf.
 pub const RUNSTATE_RUNNABLE: u32 = 1;
 
-/// `struct vcpu_runstate_info`: what a vCPU has done with its time.
+/// `struct vcpu_runstate_info`: the state of a vCPU, and the time spent in each.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct RunstateInfo {
     /// `RUNSTATE_*`.
     pub state: u32,
-    /// Since when, in nanoseconds of system time.
+    /// The system time at which it entered the state, in nanoseconds.
     pub state_entry_time: u64,
     /// Nanoseconds that it has spent running, waiting for a processor, blocked, and offline.
     pub time: [u64; 4],

@@ -1,15 +1,15 @@
 //! `xen.h` and `arch-x86/xen.h`: the page of events and time that Xen shares with a domain.
 //!
-//! All of it changes under the reader: these types only give the layout, to be reached through
-//! raw pointers with volatile or atomic accesses.
+//! Xen may change all of it at any time: these types only give the layout, for volatile or atomic accesses through raw
+//! pointers.
 
-/// vCPUs whose `vcpu_info` fits into the shared page (`XEN_LEGACY_MAX_VCPUS`).
+/// The number of vCPUs whose `vcpu_info` fits into the shared page (`XEN_LEGACY_MAX_VCPUS`).
 pub const LEGACY_MAX_VCPUS: usize = 32;
 
-/// Event-channel words: 64 words of 64 ports (`EVTCHN_2L_NR_CHANNELS` ports in all).
+/// The number of event-channel words, of 64 ports each (`EVTCHN_2L_NR_CHANNELS` ports in all).
 pub const EVENT_WORDS: usize = 64;
 
-/// `struct vcpu_time_info`: how to read the domain's clock off the processor's counter.
+/// `struct vcpu_time_info`: the parameters by which system time is computed from the time stamp counter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct VcpuTimeInfo {
@@ -19,11 +19,11 @@ pub struct VcpuTimeInfo {
     pub pad0: u32,
     /// The time stamp counter when `system_time` was taken.
     pub tsc_timestamp: u64,
-    /// Nanoseconds since the hypervisor started.
+    /// The system time at that moment: nanoseconds since the hypervisor started.
     pub system_time: u64,
-    /// Nanoseconds per (shifted) tick, as a 0.32 fixed-point fraction.
+    /// Nanoseconds per (shifted) tick of the counter, as a 0.32 fixed-point fraction.
     pub tsc_to_system_mul: u32,
-    /// Shift applied to the ticks first; negative to the right.
+    /// The left shift that is applied to the ticks first; negative for a right shift.
     pub tsc_shift: i8,
     /// `XEN_PVCLOCK_*`.
     pub flags: u8,
@@ -31,7 +31,7 @@ pub struct VcpuTimeInfo {
     pub pad1: [u8; 2],
 }
 
-/// `struct vcpu_info`: one vCPU's share of the page.
+/// `struct vcpu_info`: one vCPU's part of the page.
 #[derive(Debug)]
 #[repr(C)]
 pub struct VcpuInfo {
@@ -41,7 +41,7 @@ pub struct VcpuInfo {
     pub evtchn_upcall_mask: u8,
     /// Padding.
     pub pad: [u8; 6],
-    /// The words of `SharedInfo::evtchn_pending` that have something new for this vCPU, a bit each.
+    /// A bit for each word of `SharedInfo::evtchn_pending` that may have a new notification for this vCPU.
     pub evtchn_pending_sel: u64,
     /// The faulting address of a PV vCPU's last page fault (`arch_vcpu_info.cr2`).
     pub cr2: u64,
@@ -57,9 +57,9 @@ pub struct VcpuInfo {
 pub struct SharedInfo {
     /// One for each vCPU.
     pub vcpu_info: [VcpuInfo; LEGACY_MAX_VCPUS],
-    /// One bit for each port: notified.
+    /// One bit for each port: a notification is pending.
     pub evtchn_pending: [u64; EVENT_WORDS],
-    /// One bit for each port: do not tell the vCPU.
+    /// One bit for each port: notifications do not interrupt the vCPU.
     pub evtchn_mask: [u64; EVENT_WORDS],
     /// Version of the wall clock, as in [`VcpuTimeInfo`].
     pub wc_version: u32,

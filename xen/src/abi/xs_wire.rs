@@ -96,7 +96,7 @@ impl fmt::Debug for MessageType {
     }
 }
 
-/// Chosen by the asker, repeated in the answer.
+/// The number of a request, which the client chooses and xenstored repeats in the reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[repr(transparent)]
 pub struct RequestId(pub u32);
@@ -121,15 +121,15 @@ pub struct Header {
     pub request: RequestId,
     /// The transaction that it belongs to.
     pub transaction: TransactionId,
-    /// Bytes that follow.
+    /// The number of bytes that follow.
     pub length: u32,
 }
 
 impl Header {
-    /// Bytes in a header.
+    /// The size of a header in bytes.
     pub const SIZE: usize = 16;
 
-    /// Reads a header; what it says is not checked.
+    /// Reads a header. Its values are not checked.
     pub fn from_bytes(bytes: &[u8; Header::SIZE]) -> Header {
         let word = |at: usize| {
             u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
@@ -142,7 +142,7 @@ impl Header {
         }
     }
 
-    /// The header as it is sent.
+    /// Returns the header as it is sent.
     pub fn to_bytes(self) -> [u8; Header::SIZE] {
         let mut bytes = [0; Header::SIZE];
         bytes[0..4].copy_from_slice(&self.message_type.0.to_le_bytes());
@@ -184,7 +184,7 @@ macro_rules! refusals {
 refusals! {
     /// Malformed request or path.
     Invalid = "EINVAL";
-    /// The caller has not the right.
+    /// The caller lacks the permission.
     AccessDenied = "EACCES";
     /// Already there.
     Exists = "EEXIST";
@@ -208,7 +208,7 @@ refusals! {
     ReadOnly = "EROFS";
     /// Busy, for instance a transaction inside a transaction.
     Busy = "EBUSY";
-    /// A node that the transaction had touched was changed meanwhile: do it again.
+    /// A node that the transaction used was changed meanwhile: the transaction is to be repeated.
     Again = "EAGAIN";
     /// Already connected.
     IsConnected = "EISCONN";
@@ -249,11 +249,11 @@ impl NodeAccess {
     }
 }
 
-/// One entry of a node's permissions. In a node's list, the first names the owner, who may do
-/// everything, and what domains that are not in the list may do; the others name one domain each.
+/// One entry of a node's permissions. The first entry of a node's list names the owner, who has all rights, and the
+/// access of the domains that are not in the list; each of the others names one domain and its access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Permission {
-    /// Whom the entry is about.
+    /// The domain that the entry is about.
     pub domain: DomId,
     /// The access that it allows.
     pub access: NodeAccess,
@@ -293,9 +293,8 @@ impl fmt::Display for Permission {
     }
 }
 
-/// The shared page (`struct xenstore_domain_interface`). Never looked at as a whole: it is here
-/// for the offsets of its fields. The words behind the indices mean something only where
-/// [`server_features`](Self::server_features) says so.
+/// The shared page (`struct xenstore_domain_interface`). Never read as a whole: the type gives the offsets of its
+/// fields. The fields after the indices have a meaning only if [`server_features`](Self::server_features) says so.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Interface {
@@ -327,7 +326,7 @@ pub const FEATURE_ERROR: u32 = 2;
 pub const CONNECTED: u32 = 0;
 /// The ring waits for xenstored to set it up anew (`XENSTORE_RECONNECT`).
 pub const RECONNECT: u32 = 1;
-/// xenstored has not given up on the domain (`XENSTORE_ERROR_NONE`).
+/// xenstored has found no error of the domain's (`XENSTORE_ERROR_NONE`).
 pub const ERROR_NONE: u32 = 0;
 /// xenstored could not use the event channel (`XENSTORE_ERROR_COMM`).
 pub const ERROR_COMMUNICATION: u32 = 1;

@@ -22,9 +22,9 @@ pub fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
 
 /// Returns the words that no code reads; `known` are the keys that `main` reads. Such words are probably mistyped.
 ///
-/// Words that are meant for another kernel are passed over: xl makes `root=` of a configuration's own `root`
-/// and puts it before `extra`; bootloaders add the name of the kernel's file and `BOOT_IMAGE=`; and other
-/// words come with the configuration of a Linux guest, module options (`xen_blkfront.max=`) among them.
+/// Words that are meant for another kernel are left out: xl turns a configuration's `root` into `root=`, before the
+/// words of `extra`; bootloaders add the name of the kernel's file and `BOOT_IMAGE=`; and the configuration of a Linux
+/// guest has others, such as module options (`xen_blkfront.max=`).
 ///
 /// ```
 /// use bulkhead_kernel::command_line::unknown;
@@ -43,7 +43,7 @@ pub fn unknown<'a>(line: &'a str, known: &[&str]) -> impl Iterator<Item = &'a st
 /// The kernel's own key.
 const LOG: &str = "log";
 
-/// Keys of other kernels that often find their way here.
+/// Keys of other kernels that are common in configurations.
 const FOREIGN: [&str; 15] = [
     "--",
     "BOOT_IMAGE",

@@ -1,8 +1,8 @@
 //! The console ring (`io/console.h`): text out, keys in.
 //!
-//! The ring holds two kilobytes, and its reader in dom0 may be late, or never come. No vCPU that serves disks waits for
-//! the reader: output that does not fit is kept here until there is room, and output that does not fit here either is
-//! dropped, and counted in the output.
+//! The ring holds 2 KiB of output, and its reader in dom0 may be late, or never come. No vCPU that serves disks waits
+//! for the reader: output that does not fit is kept here until there is room, and output that does not fit here either
+//! is dropped, and counted in the output.
 
 use bulkhead_xen::abi::console::{ConsoleRing, IN_BYTES, OUT_BYTES};
 use core::fmt::{self, Write};
@@ -30,8 +30,8 @@ unsafe impl Send for Console {}
 pub enum OnFull<'a> {
     /// Keeps the text as far as there is room for it, and drops the rest. The caller does not wait.
     Keep,
-    /// Waits for the reader, as long as the function waits a little and returns true; false ends the wait. Then the
-    /// text is dropped, and later texts do not wait at all until the reader has read something.
+    /// Waits for the reader: calls the function, which waits a little, until there is room or it returns false. Then
+    /// the text is dropped, and later texts do not wait at all until the reader has read something.
     Wait(&'a mut dyn FnMut() -> bool),
 }
 
@@ -114,7 +114,7 @@ impl Console {
     pub fn flush(&mut self) -> bool {
         let mut moved = 0;
         while !self.kept.is_empty() {
-            // What is kept may begin at the end of its own ring and go on at the start.
+            // The kept text may wrap around in its own buffer, so it is moved piece by piece.
             let (first, _) = self.kept.as_slices();
             let mut piece = heapless::Vec::<u8, 256>::new();
             let _ = piece.extend_from_slice(&first[..first.len().min(256)]);
@@ -245,7 +245,7 @@ impl Console {
     }
 }
 
-/// Turns line ends into those that terminals expect, and passes pieces of text on.
+/// Passes pieces of text on, with `\n` turned into the `\r\n` that terminals expect.
 pub struct Lines<F: FnMut(&str)>(pub F);
 
 impl<F: FnMut(&str)> Write for Lines<F> {

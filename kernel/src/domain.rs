@@ -1,5 +1,4 @@
-//! Facts and services of the domain that the runtime itself needs: its way of booting, the page that it
-//! shares with Xen, its end.
+//! The domain's kind (PVH or PV), the page that it shares with Xen, and its shutdown.
 
 use crate::events::Bitmaps;
 use crate::{hypercall, time};
@@ -60,7 +59,7 @@ pub fn vcpu_info(id: VcpuId) -> *mut VcpuInfo {
     unsafe { &raw mut (*page).vcpu_info[id.0 as usize] }
 }
 
-/// Forgets all notifications of event channels, once the page with them is known.
+/// Masks all event channels and clears their notifications. Does nothing before the shared page is known.
 #[cfg(feature = "recover")]
 pub fn forget_events() {
     if SHARED.load(Ordering::Acquire).is_null() {
@@ -75,7 +74,7 @@ pub fn forget_events() {
     }
 }
 
-/// Forgets the notifications of a vCPU that has stopped, and has the next one raise an upcall.
+/// Clears the notifications of a vCPU that has stopped, and unmasks its upcalls, so that the next one raises an upcall.
 #[cfg(feature = "recover")]
 pub fn allow_upcall(id: VcpuId) {
     let (mask, pending, selector) = upcall_fields(id);

@@ -1,4 +1,4 @@
-//! Event channels: what Xen is asked of them, for the calling vCPU.
+//! Hypercalls about event channels, for the calling vCPU.
 
 use crate::{hypercall, vcpu};
 #[cfg(feature = "recover")]
@@ -8,13 +8,14 @@ use bulkhead_xen::abi::event_channel;
 use bulkhead_xen::abi::shared_info::EVENT_WORDS;
 use bulkhead_xen::{Errno, Port, VcpuId};
 
-/// An `event_channel_op` whose argument is in `request`.
+/// Makes an `event_channel_op` hypercall, with its argument in `request`.
 pub fn operation<T>(command: u32, request: &mut T) -> Result<(), Errno> {
     // SAFETY: Xen reads and writes the request; event channels touch no other memory of ours.
     unsafe { hypercall::event_channel_op(command.into(), hypercall::pointer(request)) }.map(|_| ())
 }
 
-/// Lets a new port wake the calling vCPU.
+/// Delivers a port to the calling vCPU, and unmasks it. On the first vCPU, the port must not have been delivered to
+/// another one.
 pub fn deliver_here(port: Port) -> Result<(), Errno> {
     let here = vcpu::current();
     if here.id() != VcpuId(0) {
@@ -29,7 +30,7 @@ pub fn deliver_here(port: Port) -> Result<(), Errno> {
     operation(event_channel::UNMASK, &mut event_channel::OnPort { port })
 }
 
-/// Returns all ports of the domain, as Xen describes them.
+/// Returns the status of all ports of the domain, closed ones among them.
 #[cfg(feature = "recover")]
 pub fn all() -> impl Iterator<Item = event_channel::Status> {
     // Xen has room for ports up to the largest that was ever used, and a little beyond.

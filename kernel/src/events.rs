@@ -1,4 +1,4 @@
-//! Event channels: taking notifications off the shared bitmaps (event_channel.h, the 2-level ABI).
+//! Event channels: the pending notifications in the shared bitmaps (event_channel.h, the 2-level ABI).
 
 use bulkhead_xen::Port;
 use bulkhead_xen::abi::shared_info::{EVENT_WORDS, SharedInfo, VcpuInfo};
@@ -30,7 +30,7 @@ impl PortSet {
         }
     }
 
-    /// Takes a port out.
+    /// Removes a port.
     pub fn remove(&self, port: Port) {
         if let Some(word) = self.ports.get(port.0 as usize / 64) {
             word.fetch_and(!(1 << (port.0 % 64)), Ordering::Relaxed);
@@ -85,7 +85,7 @@ impl Bitmaps {
         }
     }
 
-    /// Forgets all notifications.
+    /// Clears all pending notifications.
     pub fn clear_all(&self) {
         for word in 0..EVENT_WORDS {
             self.pending(word).store(0, Ordering::SeqCst);
@@ -98,7 +98,7 @@ impl Bitmaps {
             .fetch_or(1 << (port.0 % 64), Ordering::SeqCst);
     }
 
-    /// Forgets a notification. Returns whether there was one.
+    /// Clears the pending notification of a port. Returns whether there was one.
     pub fn clear(&self, port: Port) -> bool {
         let bit = 1 << (port.0 % 64);
         self.pending(port.0 as usize / 64)
@@ -162,8 +162,8 @@ impl Bitmaps {
         }
     }
 
-    /// Keeps Xen from raising upcalls on a vCPU: while all bits of its selector are set, Xen takes the vCPU to know of
-    /// each notification (`evtchn_2l_set_pending`). [`next_held`](Self::next_held) finds the notifications.
+    /// Keeps Xen from raising upcalls on a vCPU: while all bits of its selector are set, Xen assumes that the vCPU will
+    /// look at every word anyway (`evtchn_2l_set_pending`). [`next_held`](Self::next_held) finds the notifications.
     ///
     /// # Safety
     /// `vcpu` is the calling vCPU's part of the shared page.
@@ -197,7 +197,7 @@ impl Bitmaps {
         pending.load(Ordering::Acquire) != 0
     }
 
-    /// Returns a word, not before that one, in which there is a pending, unmasked notification among `ports`.
+    /// Returns the number of the next word, from `first` on, with a pending, unmasked notification among `ports`.
     #[inline]
     pub fn next_held(&self, first: usize, ports: &PortSet) -> Option<usize> {
         let all = ports.words.load(Ordering::Relaxed);
@@ -214,8 +214,7 @@ impl Bitmaps {
         None
     }
 
-    /// Takes every pending, unmasked notification among `ports` off the bitmaps, and calls `sink` with its port, where
-    /// upcalls are [held](Self::hold_upcalls).
+    /// Does the same as [`take`](Self::take) on a vCPU whose upcalls are [held](Self::hold_upcalls).
     #[inline]
     pub fn take_held(&self, ports: &PortSet, sink: &mut dyn FnMut(Port)) {
         let mut next = self.next_held(0, ports);

@@ -17,7 +17,7 @@ static TAKEN: AtomicBool = AtomicBool::new(false);
 #[cfg(feature = "recover")]
 static MAPPED: spin::Once<&'static [EntryV1]> = spin::Once::new();
 
-/// The most frames that are asked for: xl's own default limit.
+/// The largest number of frames that is used: xl's default limit.
 const MAX_FRAMES: u32 = 64;
 
 /// Returns all entries that Xen lets this domain have; `None` after the first call, or if there is no table.
@@ -34,8 +34,9 @@ pub fn own_table() -> Option<&'static [EntryV1]> {
     }
 }
 
-/// Returns the page frames, as far as they are memory of this domain, of all pages that a boot before this one has
-/// granted to other domains. `special` is the address for pages that Xen shares with this domain, with page tables.
+/// Returns the page frames in all entries by which a boot before this one has granted pages to other domains. An entry
+/// may name a frame that is not this domain's memory. `special` is the address for pages that Xen shares with this
+/// domain, where there are page tables already.
 ///
 /// # Panics
 /// If Xen gives no table.
@@ -141,7 +142,7 @@ fn map_frames(address: u64) -> Result<u32, Errno> {
     Ok(frames)
 }
 
-/// Makes a page of Xen's appear at a guest-physical address (PVH).
+/// Maps a page of Xen's at a guest-physical address (PVH).
 pub fn add_to_physmap(space: u32, index: u64, address: u64) -> Result<(), Errno> {
     let mut request = AddToPhysmap {
         domid: DomId::SELF,

@@ -1,4 +1,4 @@
-//! [`Hypervisor`] by hypercalls.
+//! The implementation of [`Hypervisor`] by hypercalls.
 
 #[cfg(feature = "recover")]
 use crate::cpu::tick;
@@ -41,25 +41,25 @@ fn grant_operation<T>(command: u32, batch: &mut [T]) -> Result<(), Errno> {
     .map(|_| ())
 }
 
-/// Lets a new port wake the calling vCPU, or closes it.
+/// Delivers a new port to the calling vCPU; closes it if that fails.
 pub(crate) fn deliver_or_close(port: Port) -> Result<Port, Errno> {
     event_channels::deliver_here(port)
         .map(|()| port)
         .inspect_err(|_| {
-            // What failed is reported; that the port cannot be closed either adds nothing.
+            // The first error is returned; that the port cannot be closed either would add nothing.
             let _ = Hypercalls.close_port(port);
         })
 }
 
 impl Hypercalls {
-    /// Returns the time of day, UTC, as the time since the beginning of 1970: what Xen takes it to be, which has it from
-    /// dom0.
+    /// Returns the time of day, UTC, as the time since the beginning of 1970. Xen has it from dom0.
     pub fn wall_clock(self) -> Duration {
         let zero = domain::wall_clock_at_zero();
         zero.saturating_add(Duration::from_nanos(vcpu::now().0))
     }
 
-    /// Blocks the vCPU as [`block`](Hypervisor::block) does, where a timer watches it and upcalls are held.
+    /// Blocks the vCPU as [`block`](Hypervisor::block) does, while the watchdog's timer interrupts it and upcalls are
+    /// held.
     #[cfg(feature = "recover")]
     fn block_and_tick(self, here: &vcpu::Vcpu) -> bool {
         let (bitmaps, info) = (domain::bitmaps(), here.info());
@@ -71,7 +71,7 @@ impl Hypercalls {
             let slept = bitmaps.next_held(0, &here.ports).is_none();
             if slept {
                 upcall::pvh_block();
-                // Nothing but the timer has woken it, which is off now.
+                // Only the timer has woken it, and is not set again while the vCPU sleeps.
                 if tick::is_off() && !bitmaps.is_upcall_pending(info) {
                     upcall::pvh_block();
                 }
@@ -89,9 +89,9 @@ impl Hypercalls {
         true
     }
 
-    /// Sets this vCPU's timer; false if `deadline` has passed already. One that is set for an earlier time is set
-    /// anew, which is a hypercall: to be woken for nothing costs more, and queues whose requests have
-    /// come before their deadline leave one behind each time.
+    /// Sets this vCPU's timer; returns false if `deadline` has passed already. A timer that is set for an earlier time
+    /// is set anew. That costs a hypercall, but a needless wake-up costs more, and queues whose requests arrive before
+    /// their deadline leave an early timer behind each time.
     fn arm(self, deadline: Instant, now: Instant) -> bool {
         let here = vcpu::current();
         let armed = here.armed.load(Ordering::Relaxed);
@@ -187,8 +187,8 @@ unsafe impl Hypervisor for Hypercalls {
     }
 
     fn close_port(&self, port: Port) -> Result<(), Errno> {
-        // All of it before the port is closed: from then on it may be another vCPU's next. What
-        // comes in meanwhile is dropped by Xen when it closes the port.
+        // All of this before the port is closed: after that, Xen may give its number to another vCPU. A notification
+        // that comes meanwhile is dropped when Xen closes the port.
         domain::bitmaps().mask(port);
         for vcpu in vcpu::all() {
             vcpu.ports.remove(port);

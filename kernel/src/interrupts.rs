@@ -8,10 +8,10 @@ use bulkhead_xen::{Errno, Interrupts, PAGE_SIZE, Pirq, Port};
 use core::sync::atomic::{AtomicU64, Ordering};
 use spin::Once;
 
-/// Words of a page of bits.
+/// The number of words in the page of bits.
 const WORDS: usize = PAGE_SIZE / size_of::<u64>();
 
-/// The page in which Xen sets a bit for each interrupt that needs `PHYSDEVOP_eoi`; `None` if Xen takes none.
+/// The page in which Xen sets a bit for each interrupt that needs `PHYSDEVOP_eoi`; `None` if Xen refuses it.
 static NEEDS_EOI: Once<Option<&'static [AtomicU64; WORDS]>> = Once::new();
 
 impl Interrupts for Hypercalls {
@@ -19,7 +19,7 @@ impl Interrupts for Hypercalls {
         if domain::is_pvh() {
             return Err(Errno::NOSYS);
         }
-        // Before the first is bound: Xen writes there when one is.
+        // Before the first interrupt is bound: that is when Xen writes its bit.
         NEEDS_EOI.call_once(register);
         let mut request = event_channel::BindPirq {
             pirq,
@@ -47,9 +47,9 @@ impl Interrupts for Hypercalls {
     }
 }
 
-/// The frame of the page for these bits, which is Xen's to write from the first registration until the domain ends, whatever
-/// becomes of this boot: below each image, so that each version finds it there, and never free memory (`boot::pv`). It
-/// belongs to `bulkhead_upgrade::WITH_DEVICES`.
+/// The frame of the page for these bits. Xen writes there from the first registration until the domain ends, also after
+/// a restart or an upgrade. So it lies below the image, where each version finds it, and never becomes free memory
+/// (`boot::pv`). It is part of the format `bulkhead_upgrade::WITH_DEVICES`.
 pub(crate) const BITS: u64 = 0xff;
 
 fn bits() -> &'static [AtomicU64; WORDS] {
@@ -58,7 +58,8 @@ fn bits() -> &'static [AtomicU64; WORDS] {
     unsafe { &*((BITS * PAGE_SIZE as u64) as *const [AtomicU64; WORDS]) }
 }
 
-/// Gives Xen the page of bits. Whatever was there before: Xen sets or clears the bit of an interrupt when that is bound.
+/// Registers the page of bits with Xen. Its content does not matter: Xen sets or clears the bit of an interrupt when
+/// that is bound.
 fn register() -> Option<&'static [AtomicU64; WORDS]> {
     let page = bits();
     let gmfn = map::frame_of((&raw const *page).cast())?.0;
@@ -70,7 +71,7 @@ fn register() -> Option<&'static [AtomicU64; WORDS]> {
         // Xen has it from a boot before.
         Err(Errno::BUSY) => Some(page),
         Err(error) => {
-            log::debug!("Xen does not tell which interrupts need an EOI: {error}");
+            log::debug!("Xen does not report which interrupts need an EOI: {error}");
             None
         }
     }

@@ -4,7 +4,7 @@ use bulkhead_xen::VcpuId;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
-/// The last sign of life of a vCPU that another one looks at.
+/// The last sign of life of a vCPU, as another one has seen it.
 #[derive(Debug)]
 pub struct Seen {
     vcpu: AtomicU32,

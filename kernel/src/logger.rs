@@ -1,5 +1,5 @@
-//! Output of text: `log` records and last words go to the console ring or, before there is one, to Xen's own
-//! log.
+//! Output of text: `log` records go to the console ring or, before there is one, to Xen's own log (PVH). Reports of a
+//! failure go to both.
 
 use crate::console::{Console, Lines, OnFull};
 use crate::{domain, event_channels, hypercall, vcpu};
@@ -18,11 +18,11 @@ static STARTED: AtomicU64 = AtomicU64::new(0);
 static CLOCK: AtomicBool = AtomicBool::new(false);
 static SERVING: AtomicBool = AtomicBool::new(false);
 
-/// The longest time that a full ring may delay one line before disks are served.
+/// The longest time for which a line waits for room in the ring, before [`never_wait`] is called.
 const PATIENCE: Duration = Duration::from_millis(20);
-/// The number of checks for a vCPU that is about to stop: some milliseconds.
+/// The number of attempts to take the console's lock from a vCPU that is about to stop: some milliseconds.
 const STOPPING: u32 = 1_000_000;
-/// The longest time that the last words may delay a shutdown.
+/// The longest time for which a message of a failing domain waits for the reader, and for which a shutdown does.
 const LAST_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Sends output to this ring from now on.
@@ -35,7 +35,7 @@ pub unsafe fn use_ring(ring: NonNull<ConsoleRing>, port: Port) {
     unsafe { CONSOLE.lock().attach(ring) };
 }
 
-/// Has no line wait for the console's reader from now on: the vCPU may be serving a guest.
+/// Makes log lines no longer wait for the console's reader, because the vCPU may be serving a guest.
 pub fn never_wait() {
     SERVING.store(true, Ordering::Relaxed);
 }
@@ -45,7 +45,7 @@ pub fn port() -> Option<Port> {
     Some(Port(PORT.load(Ordering::Relaxed))).filter(|port| port.0 != 0)
 }
 
-/// Puts the time since `started` into lines from now on, and allows waiting.
+/// Begins to put the time since `started` into lines, and to wait for the reader.
 pub fn use_clock(started: Instant) {
     STARTED.store(started.0, Ordering::Relaxed);
     CLOCK.store(true, Ordering::Release);
@@ -60,7 +60,7 @@ fn uptime() -> Duration {
 }
 
 fn notify() {
-    // If there is no reader, nothing is lost.
+    // An error means that there is no reader to notify.
     let _ = event_channels::notify(Port(PORT.load(Ordering::Relaxed)));
 }
 
@@ -100,7 +100,7 @@ fn emit(console: &mut Console, message: fmt::Arguments<'_>, patience: Option<Dur
         let _ = Lines(debug_port).write_fmt(message);
         return;
     }
-    // The pieces of a message arrive one by one: what they have in common is the patience.
+    // A message arrives in pieces, which share the time for which it may wait.
     let until = patience.map(uptime_end);
     let mut waited = false;
     let _ = Lines(|text: &str| match until {
@@ -208,7 +208,7 @@ pub fn last_words(message: fmt::Arguments<'_>) {
     }
 }
 
-/// Waits, but not for long, until everything written has been read.
+/// Waits until everything written has been read, for [`LAST_PATIENCE`] at most.
 pub fn drain() {
     let until = uptime_end(LAST_PATIENCE);
     loop {
@@ -227,7 +227,7 @@ pub fn drain() {
             break;
         }
     }
-    // If anything was lost, that at least is said.
+    // Writes the note about lost output, if there is any.
     if let Some(mut console) = CONSOLE.try_lock() {
         console.write("", OnFull::Keep);
         notify();

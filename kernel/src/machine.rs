@@ -22,7 +22,7 @@ pub struct Module {
     pub command_line: heapless::String<128>,
 }
 
-// SAFETY: memory that belongs to whoever holds the `Module`.
+// SAFETY: the memory belongs to the owner of the `Module` alone.
 unsafe impl Send for Module {}
 
 /// The list of modules.
@@ -44,7 +44,7 @@ pub struct Machine {
     /// The console's port, notified when something was typed: see [`crate::logger::read`].
     pub console: Option<Port>,
     /// The registry of devices: drivers register their devices here, so that these are stopped before the domain ends,
-    /// whatever ends it but Xen or the tool stack.
+    /// unless Xen or the toolstack ends it.
     pub devices: &'static DeviceStops,
     /// The time at which the domain's first instruction ran.
     pub started: Instant,

@@ -1,4 +1,4 @@
-//! The last words of a domain that failed: what happened, where, and how it came there.
+//! The report of a failure, with its place and a backtrace, and the end of the domain, or its restart.
 
 use crate::cpu::exceptions::{self, ExceptionFrame};
 #[cfg(feature = "recover")]
@@ -14,8 +14,8 @@ use core::fmt;
 use core::panic::PanicInfo;
 use core::time::Duration;
 
-/// The return addresses on the stack, by its chain of frame pointers. Standing on uncertain
-/// ground, it looks only at mapped, aligned addresses and follows the chain only upwards.
+/// The return addresses on the stack, found by the chain of frame pointers. The stack may be damaged, so only mapped,
+/// aligned addresses are read, and the chain is followed only upwards.
 struct Backtrace(u64);
 
 /// Number of callers that a backtrace names.
@@ -43,8 +43,8 @@ impl fmt::Display for Backtrace {
     }
 }
 
-/// Stops all other vCPUs: what the caller does is the domain's last act. Ends the domain if that
-/// itself fails, so that it cannot go on for ever.
+/// Makes the calling vCPU the one that reports, and stops all others. If it fails while it reports, it ends the domain
+/// at once.
 fn begin() {
     #[cfg(feature = "recover")]
     tick::stop();
@@ -53,7 +53,7 @@ fn begin() {
         if reporting == own {
             end(ShutdownReason::Crash);
         }
-        // The first to fail is reported, and stops this vCPU, too. If it does not fail after all, this one does.
+        // Another vCPU reports, and stops this one. If it cancels its report, this one reports.
         reporter::pause();
     }
     vcpu::all()
@@ -64,7 +64,7 @@ fn begin() {
     restart::begin_report();
 }
 
-/// Says something of the failure that is being reported.
+/// Adds to the report of a failure: to the console, Xen's log and, with recovery, the record for the next boot.
 fn say(message: fmt::Arguments<'_>) {
     logger::last_words(message);
     #[cfg(feature = "recover")]
@@ -80,8 +80,8 @@ fn fail(reason: ShutdownReason) -> ! {
     end(reason)
 }
 
-/// Ends the domain, once its devices write to no other domain's memory any more. If a driver fails in that, this
-/// is called again, and goes on with the next device.
+/// Stops the devices, so that they write to no other domain's memory any more, and ends the domain. If a driver panics
+/// in here, this is called again, and goes on with the next device.
 fn end(reason: ShutdownReason) -> ! {
     devices::stop();
     domain::shutdown_now(reason)
@@ -178,7 +178,7 @@ fn stack_overflowed(frame: &ExceptionFrame) -> bool {
     guard.contains(&frame.rsp) || guard.contains(&fault_address())
 }
 
-/// The address that the last page fault was about.
+/// Returns the address of the last page fault.
 fn fault_address() -> u64 {
     if domain::is_pvh() {
         let address;
@@ -209,15 +209,15 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     fail(ShutdownReason::Crash)
 }
 
-/// Ends the domain in order: the console's reader gets all output first. No other vCPU goes on, so that none
-/// starts a device again.
+/// Ends the domain in order: waits until the console's reader has all output, stops the other vCPUs, so that none
+/// starts a device again, and stops the devices.
 pub fn shutdown(reason: ShutdownReason) -> ! {
     logger::drain();
     begin();
     end(reason)
 }
 
-// What the prebuilt core library refers to; with `panic = "abort"` neither is ever called.
+// The prebuilt core library refers to these; with `panic = "abort"` neither is ever called.
 #[unsafe(no_mangle)]
 extern "C" fn rust_eh_personality() {}
 

@@ -2,8 +2,8 @@
 //!
 //! The words come from the instruction RDRAND. Each is tested by the rules of NIST SP 800-90B (section 4.4), and so are
 //! the first ones together, before any is used. The output is a hash of a pool into which words and the time stamp
-//! counter are hashed each time. It reveals neither earlier nor later output, and to somebody who knows a processor's
-//! numbers, the counter's low bits are still unknown.
+//! counter are hashed each time. It reveals neither earlier nor later output, and an attacker who knows a processor's
+//! numbers still does not know the counter's low bits.
 
 use core::fmt;
 use sha2::{Digest, Sha256};
@@ -31,9 +31,9 @@ pub enum RandomFault {
     Silent,
     /// The generator gives the same word again.
     Repeats,
-    /// A bit of its words never changes.
+    /// A bit of its words never changed in the test at the start.
     Stuck,
-    /// The words have many more ones than zeros, or fewer.
+    /// The words in the test at the start had many more ones than zeros, or fewer.
     Biased,
 }
 
@@ -89,7 +89,7 @@ impl<W: FnMut() -> Option<u64>> Generator<W> {
         Ok(generator)
     }
 
-    /// Fills `bytes`. `stamp` returns the time stamp counter.
+    /// Fills `bytes`. `stamp` returns the time stamp counter. After an error, every later call fails, too.
     pub fn fill(&mut self, bytes: &mut [u8], stamp: impl Fn() -> u64) -> Result<(), RandomFault> {
         for part in bytes.chunks_mut(32) {
             for _ in 0..FRESH {

@@ -1,4 +1,4 @@
-//! The one vCPU that reports a failure of the domain: all others stop for it.
+//! The one vCPU that reports a failure of the domain, or hands it over to another version: all others stop for it.
 
 use crate::hypercall;
 use crate::vcpu;
@@ -6,11 +6,11 @@ use bulkhead_xen::VcpuId;
 use bulkhead_xen::abi::sched::{self, VCPUOP_DOWN};
 use core::sync::atomic::{AtomicU32, Ordering};
 
-/// The number of that vCPU, and one; 0 if there is none.
+/// The number of that vCPU plus one; 0 if there is none.
 static REPORTING: AtomicU32 = AtomicU32::new(0);
 
-/// Has the calling vCPU report a failure. Returns the number of the one that reports one already, which may be the
-/// calling one.
+/// Makes the calling vCPU the one that reports. The error is the vCPU that reports already, which may be the calling
+/// one.
 pub fn begin() -> Result<(), VcpuId> {
     let own = vcpu::current().id();
     match REPORTING.compare_exchange(0, own.0 + 1, Ordering::SeqCst, Ordering::SeqCst) {
@@ -19,7 +19,7 @@ pub fn begin() -> Result<(), VcpuId> {
     }
 }
 
-/// Returns whether another vCPU than the calling one reports a failure: no new action is begun then.
+/// Returns whether another vCPU than the calling one reports. The caller then begins nothing new.
 #[cfg(feature = "recover")]
 pub fn is_another() -> bool {
     let reporting = REPORTING.load(Ordering::Relaxed);
@@ -32,7 +32,7 @@ pub fn cancel() {
     REPORTING.store(0, Ordering::SeqCst);
 }
 
-/// Gives the processor a moment for other work.
+/// Yields the processor to other vCPUs (`SCHEDOP_yield`).
 pub fn pause() {
     // SAFETY: takes no argument.
     let _ = unsafe { hypercall::sched_op(sched::YIELD.into(), 0) };

@@ -1,8 +1,8 @@
 //! Memory given back to Xen and asked for again ([`Reservation`]).
 //!
-//! On PVH this is the frame behind a guest-physical address, which Xen takes away and replaces. On
-//! PV the page's mapping is ours: it goes before the machine frame does, and comes back with
-//! another machine frame, which is noted in our list (Xen keeps its own up to date, memory.h).
+//! On PVH, Xen takes away and replaces the frame behind a guest-physical address. On PV, the mapping is ours: the page
+//! is unmapped before its machine frame goes, and mapped again with another one, which is noted in our list (Xen keeps
+//! its own up to date, memory.h).
 
 #[cfg(feature = "recover")]
 use crate::grants;
@@ -24,13 +24,13 @@ use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-/// Pages for each hypercall.
+/// The most pages of one hypercall.
 const BATCH: usize = 128;
 
-/// Pages that are given back or taken again at a time, so that other tasks get their turn.
+/// The most pages that are given back or taken again at a time, so that other tasks get their turn.
 const AT_ONCE: usize = 1024;
 
-/// log2 of the pages that boot gives back as one, where it can: 2 MiB, the most that a guest may name.
+/// The order of the extents that boot gives back where it can, 2 MiB: the largest that Xen lets a guest name.
 const LARGE_ORDER: u32 = 9;
 
 /// Pages in use whose frames went back to Xen, or to another domain, and did not come again.
@@ -42,7 +42,8 @@ unsafe impl Reservation for Hypercalls {
     fn allocate(&self, count: usize) -> Option<NonNull<u8>> {
         #[cfg(feature = "recover")]
         {
-            // The version before would not find what an image has grown by.
+            // If this version goes back to the one before, that one does not know of the memory by which an image has
+            // grown.
             if trial::is_trying() {
                 log::warn!(
                     "no image grows before this version has shown that it serves: try again"
@@ -153,8 +154,8 @@ fn address(page: usize) -> NonNull<u8> {
     NonNull::new((page * PAGE_SIZE) as *mut u8).expect("page 0 is never free")
 }
 
-/// Notes that frames are about to go, before the first does: the vCPU may be stopped at any time after that. Returns false
-/// if none may: the version before would take memory for granted that is gone.
+/// Notes that frames are about to go, before the first one does, since the vCPU may be stopped at any time after that.
+/// Returns false if none may go, because this version is on trial: the version before would use memory that is gone.
 pub(crate) fn may_go() -> bool {
     #[cfg(feature = "recover")]
     {
@@ -220,7 +221,8 @@ pub(crate) unsafe fn decline(frames: &Ranges) {
     }
 }
 
-/// Calls a function for runs of page frames until one run is not done as a whole.
+/// Calls a function for runs of page frames, until it does less than a whole run. Returns the number of page frames
+/// done.
 fn in_batches(first: NonNull<u8>, count: usize, mut act: impl FnMut(Range<u64>) -> usize) -> usize {
     let start = first.as_ptr().addr() / PAGE_SIZE;
     let mut done = 0;
@@ -276,7 +278,7 @@ unsafe fn populate(pfns: Range<u64>) -> usize {
         pv::populate(pfns.start..pfns.start + got as u64);
     }
     let address = pfns.start as usize * PAGE_SIZE;
-    // What other domains had in there is none of our guests' business.
+    // Guests must not see what other domains left in the frames.
     // SAFETY: memory again, mapped at its own address, and nothing uses it yet.
     unsafe { (address as *mut u8).write_bytes(0, got * PAGE_SIZE) };
     got

@@ -4,7 +4,7 @@ use crate::memory::layout::{Ranges, TooFragmented, frames_of};
 use bulkhead_xen::abi::hvm::{self, HvmStartInfo, MemmapEntry, ModuleEntry};
 use core::fmt;
 
-/// The most bytes of the domain's command line.
+/// The most bytes of the domain's command line; the rest is cut off.
 pub const COMMAND_LINE_BYTES: usize = 4096;
 
 /// A module as the builder describes it.
@@ -37,7 +37,7 @@ pub struct PvhStart {
 pub enum BadStart {
     /// The start info does not begin with the magic number.
     Magic(u32),
-    /// The start info is of version 0, or has no memory map.
+    /// The start info has no memory map, as in version 0.
     NoMemoryMap,
     /// The memory map has too many pieces.
     TooFragmented,
@@ -106,7 +106,7 @@ pub fn printable(byte: u8) -> char {
     }
 }
 
-/// Reads the start info at `address`.
+/// Reads the start info at `address`. At most 8 modules are read.
 pub fn parse(memory: &impl Memory, address: u64) -> Result<PvhStart, BadStart> {
     use core::mem::offset_of;
     let field32 = |offset: usize| number32(memory, address + offset as u64);

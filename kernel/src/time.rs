@@ -8,7 +8,7 @@ use core::time::Duration;
 /// Returns the system time at the counter value `tsc`, by one consistent copy of the time page.
 ///
 /// The counter may be a little older than the page (it was read on another processor, or before
-/// an update): time then goes back from the page's stamp.
+/// an update): the result is then before the page's own time.
 pub fn instant_at(info: &VcpuTimeInfo, tsc: u64) -> Instant {
     let scale = |ticks: u64| {
         let shifted = if info.tsc_shift >= 0 {

@@ -1,7 +1,8 @@
 //! Frames given to other domains and taken from them ([`FrameTransfer`]).
 //!
-//! Xen takes a frame from a PV domain only if nothing refers to it: it is unmapped before. Xen's list (the M2P) has the
-//! page frame of a frame from the entry that accepted it; this domain's list has it when it is adopted.
+//! Xen takes a frame from a PV domain only if nothing refers to it, so it is unmapped before. When a frame is
+//! transferred to this domain, Xen enters the page frame number of the accepting entry into its own list (the M2P);
+//! this domain's list gets the frame when it is adopted.
 
 use crate::hypercall;
 use crate::hypervisor::Hypercalls;
@@ -15,7 +16,7 @@ use bulkhead_xen::{
 };
 use core::ptr::NonNull;
 
-/// The number of frames for each hypercall.
+/// The most frames of one hypercall.
 const BATCH: usize = 64;
 
 // SAFETY: a page that is kept has its frame still, and is mapped as it was; an adopted frame is mapped where it
@@ -63,7 +64,7 @@ unsafe fn give(batch: &mut [TransferRequest]) -> Result<(), Errno> {
     for request in batch.iter_mut() {
         request.kept = true;
         request.status = GrantStatus::BAD_PAGE;
-        // A page without a frame is Xen's to refuse.
+        // For a page without a frame, Xen refuses the impossible number.
         let frame = Hypercalls.frame_of(request.page.as_ptr());
         let operation = GrantTransfer {
             frame: frame.unwrap_or(Gfn(u64::MAX)),
@@ -88,7 +89,7 @@ unsafe fn give(batch: &mut [TransferRequest]) -> Result<(), Errno> {
         )
     };
     for (request, operation) in batch.iter_mut().zip(&operations) {
-        // Whatever else became of it, Xen has taken the frame (grant_table.h).
+        // With any other status, Xen has taken the frame, even if the other domain did not get it (grant_table.h).
         let gone = done.is_ok() && operation.status != GrantStatus::BAD_PAGE;
         request.status = operation.status;
         request.kept = !gone;

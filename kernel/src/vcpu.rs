@@ -12,10 +12,11 @@ use core::ptr;
 use core::sync::atomic::AtomicBool;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
-/// One vCPU's state. Its own vCPU reads it on every event; others only look for its `ipi` port.
+/// One vCPU's state. Its own vCPU reads it on every event. Others read its `ipi` port to wake it, its signs of life and
+/// its guard page, and remove ports that they close.
 #[repr(C)]
 pub struct Vcpu {
-    /// Points at this structure: what is read at GS:0. First, as the assembly expects.
+    /// The address of this structure, which is read at GS:0; so it is the first field.
     this: AtomicPtr<Vcpu>,
     id: AtomicU32,
     info: AtomicPtr<VcpuInfo>,
@@ -31,7 +32,7 @@ pub struct Vcpu {
     latest: AtomicU64,
     /// Signs of life of this vCPU, and those seen of its neighbour.
     pub watchdog: Liveness,
-    /// True while it has Xen map or unmap pages and notes what became of that.
+    /// True while it has Xen map or unmap pages and notes the outcome.
     #[cfg(feature = "recover")]
     pub changes_mappings: AtomicBool,
     /// True once it has loaded its tables, so that it handles NMIs (PVH).
@@ -46,7 +47,7 @@ static ALL: [AtomicPtr<Vcpu>; LEGACY_MAX_VCPUS] =
     [const { AtomicPtr::new(ptr::null_mut()) }; LEGACY_MAX_VCPUS];
 
 impl Vcpu {
-    /// The state of a vCPU that does not run yet.
+    /// Returns the state of a vCPU that does not run yet.
     pub const fn new() -> Self {
         Vcpu {
             this: AtomicPtr::new(ptr::null_mut()),
@@ -82,13 +83,13 @@ impl Vcpu {
         VcpuId(self.id.load(Ordering::Relaxed))
     }
 
-    /// The page below its stack.
+    /// Returns the addresses of the page below its stack.
     pub fn guard(&self) -> Range<u64> {
         let start = self.guard.load(Ordering::Relaxed);
         start..start + PAGE_SIZE as u64
     }
 
-    /// Its part of the shared page; null before that is mapped.
+    /// Returns its part of the shared page; null before that is mapped.
     pub fn info(&self) -> *mut VcpuInfo {
         self.info.load(Ordering::Relaxed)
     }
@@ -98,14 +99,15 @@ impl Vcpu {
         self.info.store(info, Ordering::Relaxed);
     }
 
-    /// Its timer's port, and the one by which other vCPUs wake it.
+    /// Sets its timer's port, and the one by which other vCPUs wake it.
     pub fn set_ports(&self, timer: Port, ipi: Port) {
         self.timer.store(timer.0, Ordering::Relaxed);
         self.ipi.store(ipi.0, Ordering::Release);
     }
 
-    /// Keeps its clock from going back: Xen's system time differs a little between processors,
-    /// and the vCPU may have been moved to one that is behind.
+    /// Returns `time`, or the latest time that this has returned if that is later, so that the vCPU's clock never goes
+    /// back: Xen's system time differs a little between processors, and the vCPU may have been moved to one that is
+    /// behind.
     pub fn not_before(&self, time: Instant) -> Instant {
         // Only this vCPU writes it.
         let latest = time.max(Instant(self.latest.load(Ordering::Relaxed)));
@@ -113,18 +115,18 @@ impl Vcpu {
         latest
     }
 
-    /// The port of its timer.
+    /// Returns the port of its timer.
     pub fn timer(&self) -> Port {
         Port(self.timer.load(Ordering::Relaxed))
     }
 
-    /// The port by which other vCPUs wake it.
+    /// Returns the port by which other vCPUs wake it.
     pub fn ipi(&self) -> Port {
         Port(self.ipi.load(Ordering::Acquire))
     }
 }
 
-/// The calling vCPU's state.
+/// Returns the calling vCPU's state.
 pub fn current() -> &'static Vcpu {
     let this: *const Vcpu;
     // SAFETY: boot pointed GS at a registered `Vcpu` before anything else ran on this vCPU; its
@@ -135,7 +137,7 @@ pub fn current() -> &'static Vcpu {
     }
 }
 
-/// The time, on the calling vCPU's clock.
+/// Returns the time, by the calling vCPU's clock.
 pub fn now() -> Instant {
     let here = current();
     // SAFETY: this vCPU's own part of the shared page.
@@ -143,14 +145,14 @@ pub fn now() -> Instant {
     here.not_before(time::instant_at(&page, tsc))
 }
 
-/// The state of vCPU `id`, if it runs.
+/// Returns the state of vCPU `id`, if it was registered.
 pub fn of(id: VcpuId) -> Option<&'static Vcpu> {
     let this = ALL.get(id.0 as usize)?.load(Ordering::Acquire);
     // SAFETY: `register` put a static reference there.
     unsafe { this.as_ref() }
 }
 
-/// All vCPUs that run.
+/// Returns the states of all vCPUs that were registered.
 pub fn all() -> impl Iterator<Item = &'static Vcpu> {
     (0..LEGACY_MAX_VCPUS as u32).filter_map(|id| of(VcpuId(id)))
 }

@@ -6,11 +6,12 @@
 //!   vCPU 0 ──sets anew──► Xen's timer (SCHEDOP_watchdog)
 //! ```
 //!
-//! **Another vCPU** notices first: a vCPU that has *run* for a tenth of the time-out and did not come back
-//! to its executor meanwhile hangs. Time in which it did not run does not count, so neither a paused
-//! domain nor a vCPU that has to wait for a processor is taken for a hung one.
+//! **Another vCPU** notices first: a vCPU that has *run* for a tenth of the time-out (or two seconds, see
+//! [`watch_closely`]) and did not come back to its executor meanwhile hangs. Time in which it did not run does not
+//! count, so neither a paused domain nor a vCPU that has to wait for a processor is taken for a hung one.
 //!
-//! **A timer of its own** (`cpu::tick`) interrupts the only vCPU of a PVH domain where the domain starts again after a hang.
+//! **A timer of its own** (`cpu::tick`) interrupts the only vCPU of a PVH domain if the domain would restart after a
+//! hang.
 //!
 //! **Xen's timer** is what is left otherwise if there is one vCPU alone, or if all hang. It counts while the domain is
 //! paused, too (`domain_watchdog_timeout` in Xen only checks whether the domain is shutting down). So the time-out is
@@ -28,7 +29,7 @@ use bulkhead_xen::abi::sched::{self, RunstateInfo};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::time::Duration;
 
-/// The interval and the limit where a hang is to be noticed soon.
+/// The interval and the limit if the domain would restart after a hang, which is then to be noticed soon.
 const CLOSE_INTERVAL: Duration = Duration::from_millis(500);
 #[cfg(feature = "recover")]
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
@@ -37,7 +38,7 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 static TIMEOUT: AtomicU32 = AtomicU32::new(0);
 /// The number of Xen's timer; 0 while it is off.
 static TIMER: AtomicU32 = AtomicU32::new(0);
-/// True if a hang is to be noticed soon: when the domain starts again after it.
+/// True if a hang is to be noticed soon, because the domain would restart after it.
 static CLOSELY: AtomicBool = AtomicBool::new(false);
 /// True once Xen has refused the timer, which is logged once.
 static REFUSED: AtomicBool = AtomicBool::new(false);
@@ -74,7 +75,7 @@ pub extern "C" fn silent(frame: &ExceptionFrame) {
         panic::interrupted_twice(frame);
     }
     let here = vcpu::current();
-    // What becomes of mappings has to be noted.
+    // It is changing mappings, and has to note the outcome before it may be stopped.
     if here.changes_mappings.load(Ordering::Relaxed) {
         return;
     }
@@ -114,7 +115,7 @@ pub fn beat() {
     let here = vcpu::current();
     here.watchdog.beats.fetch_add(1, Ordering::Relaxed);
     if here.id() == VcpuId(0) {
-        // It was woken for this, and perhaps once more. A vCPU that never slept is busy.
+        // It was woken for this beat, and perhaps once more: it is idle. A vCPU that never slept is busy.
         let idle = (1..=2).contains(&here.watchdog.wakes.swap(0, Ordering::Relaxed));
         set_timer(if idle {
             0
@@ -136,7 +137,7 @@ pub fn beat() {
     }
 }
 
-/// Returns the vCPU that comes after `id`, in turn, among those that have come back once.
+/// Returns the vCPU that comes after `id`, in turn, among those that have called [`beat`] at least once.
 fn after(id: VcpuId) -> Option<&'static Vcpu> {
     let begun = |vcpu: &&Vcpu| vcpu.watchdog.beats.load(Ordering::Relaxed) > 0;
     let others = || vcpu::all().filter(begun).filter(|vcpu| vcpu.id() != id);
@@ -182,7 +183,7 @@ fn set_timer(timeout: u32) {
     }
 }
 
-/// Returns the time for which a vCPU has run.
+/// Returns the time for which a vCPU has run in all; `None` if Xen does not say.
 pub(crate) fn run_time(vcpu: VcpuId) -> Option<Duration> {
     const RUNNING: usize = 0;
     let mut info = RunstateInfo::default();

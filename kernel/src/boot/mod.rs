@@ -1,4 +1,4 @@
-//! From the first instruction to `main`: what is particular to PVH and to PV, then what is not.
+//! From the first instruction to `main`: first the parts that differ between PVH and PV, then what both do.
 
 pub mod entry;
 pub mod pv;
@@ -38,7 +38,7 @@ unsafe extern "Rust" {
     fn bulkhead_main(machine: Machine) -> ShutdownReason;
 }
 
-/// The version: the first line of the log. `entry` puts the same text into a note of the ELF.
+/// The version, which is the first line of the log. `entry` puts the same text into a note of the ELF.
 const VERSION: &str = concat!(
     "Bulkhead ",
     env!("CARGO_PKG_VERSION"),
@@ -72,9 +72,12 @@ fn free_memory(ram: &Ranges, modules: &[LoadedModule], image: core::ops::Range<u
     free
 }
 
+/// Sets up the memory map and the frame allocator.
+///
 /// # Safety
-/// Called once, with what is free mapped, the vCPU registered, and facts that hold. What is free
-/// `later` can be mapped by `memory::pv::populate`; what is `missing` is not there.
+/// Called once, with the vCPU registered. `ram`, `space` and `p2m` describe the domain's memory; nothing uses the
+/// frames in `free`, `later` and `missing`. Those in `free` are mapped, those in `later` can be mapped by
+/// `memory::pv::populate`, and those in `missing` have no memory behind them.
 unsafe fn set_up_memory(
     ram: Ranges,
     free: &Ranges,
@@ -138,7 +141,7 @@ unsafe fn run(booted: Booted) -> ! {
     #[cfg(feature = "recover")]
     if let granted @ 1.. = pages::still_granted() {
         log::info!(
-            "{granted} pages were granted before the restart: not used until that has ended"
+            "{granted} pages were granted before the restart: they are not used until the grants have ended"
         );
     }
     let machine = Machine {
@@ -170,7 +173,7 @@ fn into_module(module: LoadedModule) -> Option<Module> {
     })
 }
 
-/// Gives a vCPU its part of the shared page. Upcalls stay masked outside of `block`.
+/// Gives a vCPU its part of the shared page, and masks its upcalls: they stay masked outside of `block`.
 fn share(vcpu: &vcpu::Vcpu) {
     let info = domain::vcpu_info(vcpu.id());
     // SAFETY: the vCPU's part of the page; it takes no upcalls yet.
@@ -178,7 +181,7 @@ fn share(vcpu: &vcpu::Vcpu) {
     vcpu.set_info(info);
 }
 
-/// Binds a vCPU's own ports, its timer and the one that wakes it.
+/// Binds a vCPU's own ports: its timer's, and the one by which other vCPUs wake it.
 fn set_up_events(this: &vcpu::Vcpu) -> Result<(), Errno> {
     let vcpu = this.id();
     // SAFETY: takes no argument. A domain's vCPUs may start with a periodic timer.
@@ -202,7 +205,8 @@ fn set_up_events(this: &vcpu::Vcpu) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Asks Xen for one vCPU after the other until there is none of that number.
+/// Returns the number of the domain's vCPUs, at most 32. Xen is asked for one after the other until it knows none of
+/// that number.
 fn count_vcpus() -> u32 {
     const MOST: u32 = LEGACY_MAX_VCPUS as u32;
     let exists = |id: &u32| {

@@ -1,4 +1,4 @@
-//! PV: the builder's page tables, extended to all memory; the rings are named by the start info.
+//! Boot of a PV domain: extends the toolstack's page tables to all memory, and finds the rings by the start info.
 
 use super::{Booted, free_memory, run, set_up_memory};
 use crate::cpu::{exception_entries, exceptions, nmi, upcall};
@@ -45,12 +45,12 @@ pub extern "C" fn pv_main(start: *const PvStartInfo) -> ! {
     // SAFETY: the first thing on the only vCPU.
     unsafe {
         let base = BOOT_VCPU.register(VcpuId(0), stack_guard().start);
-        // Nothing can be said yet if this fails, and every next step would.
+        // If this fails, the next steps fail as well, and nothing can be logged before them.
         let _ = hypercall::set_segment_base(SEGBASE_GS_KERNEL.into(), base);
     }
     // SAFETY: the builder has put it there; nothing changes it.
     let start = unsafe { &*start };
-    // What goes back to the version before leaves it open.
+    // A version on trial that fails from here on goes back to the one before, which needs this port open.
     #[cfg(feature = "recover")]
     leaving::keep_store_port(Port(start.store_evtchn));
     let console = pseudo_physical(start.console_mfn) * PAGE;
@@ -84,7 +84,7 @@ pub extern "C" fn pv_main(start: *const PvStartInfo) -> ! {
         upgrade::reserve(&mut free, taken.iter()).expect("too many pieces of memory");
     }
     let space = AddressSpace::above(start.nr_pages * PAGE, start.nr_pages, false);
-    // Xen lets nobody write to page tables, so none of them lies where another image may go.
+    // Xen lets no domain write to page tables, so none may lie where another image may go.
     let mut for_tables = free.clone();
     let room = frames_of(image().start, room_end() - image().start);
     subtract(&mut for_tables, room).expect("too many pieces of memory");
@@ -124,9 +124,9 @@ fn map_or_find(
     #[cfg(feature = "recover")]
     if region::is_restart() {
         let mapped = tables.find(pages, space.end(), free)?;
-        // Another image was here before.
+        // After an upgrade, the parts of another image were protected here.
         if region::is_fresh() {
-            // Other vCPUs wait in the stage until they are started.
+            // Other vCPUs execute the stage's code until they are started.
             protect(tables, space, parking::stage())?;
         }
         return Ok(mapped);
@@ -150,14 +150,14 @@ fn map_memory(
     Ok(mapped)
 }
 
-/// Lets each page of the image be used for what it is only, and the page at `code` be executed.
+/// Protects the image, so that code cannot be written and data cannot be executed; the page at `code` stays executable.
 fn protect(
     tables: &mut PageTables<OwnMemory>,
     space: &AddressSpace,
     code: Option<u64>,
 ) -> Result<(), Unmapped> {
     tables.protect(&image_parts(), space.end(), code)?;
-    // Null: it was unmapped just now.
+    // Address 0 was unmapped just now, as `forget` needs an empty entry.
     forget(0);
     Ok(())
 }
@@ -201,7 +201,7 @@ fn upcall_entry(id: VcpuId) -> u64 {
     }
 }
 
-/// Tells Xen the handlers of the calling vCPU's exceptions and upcalls.
+/// Registers the handlers of the calling vCPU's exceptions and upcalls with Xen.
 ///
 /// # Safety
 /// It is vCPU `id`.
@@ -268,7 +268,7 @@ pub unsafe fn initialise_vcpu(
         )
     };
     match result {
-        // The boot before has had it: it is parked, with everything but these registers as it is to be.
+        // The boot before has initialised it, which Xen does only once: it is parked, and starts from there.
         #[cfg(feature = "recover")]
         Err(Errno::EXIST) => {
             let registers = &context.registers;

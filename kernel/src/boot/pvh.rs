@@ -1,4 +1,4 @@
-//! PVH: our own page tables and processor tables; the rings are found by asking Xen.
+//! Boot of a PVH domain: sets up page tables and processor tables, and finds the rings by parameters that Xen has.
 
 use super::{Booted, free_memory, run, set_up_memory};
 use crate::cpu::exception_entries;
@@ -42,12 +42,12 @@ unsafe extern "C" {
     fn pvh_vcpu_start();
 }
 
-/// Physical memory as the boot page tables show it.
+/// Physical memory, mapped by the boot page tables.
 struct Physical;
 
 impl Memory for Physical {
     fn read(&self, address: u64, buffer: &mut [u8]) {
-        // SAFETY: the first 4 GiB are mapped; Xen puts all it tells us there (start_info.h).
+        // SAFETY: the first 4 GiB are mapped; the start info and all that it names are there (start_info.h).
         unsafe { (address as *const u8).copy_to_nonoverlapping(buffer.as_mut_ptr(), buffer.len()) }
     }
 }
@@ -74,7 +74,7 @@ pub extern "C" fn pvh_main(start: u64) -> ! {
     }
     #[cfg(feature = "recover")]
     BOOT_VCPU.has_tables.store(true, Ordering::Release);
-    // What goes back to the version before leaves it open.
+    // A version on trial that fails from here on goes back to the one before, which needs this port open.
     #[cfg(feature = "recover")]
     leaving::keep_store_port(Port(param(Param::StoreEvtchn) as u32));
     let console_frame = param(Param::ConsolePfn);
@@ -92,7 +92,7 @@ pub extern "C" fn pvh_main(start: u64) -> ! {
     let missing = not_there(total, current_reservation().unwrap_or(total));
     let space = AddressSpace::above(end, total - missing, true);
     let mut free = free_memory(&found.ram, &found.modules, image());
-    // The next boot in place reads it again.
+    // The next boot in place reads the start info again.
     #[cfg(feature = "recover")]
     {
         for frames in &found.own {

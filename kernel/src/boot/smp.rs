@@ -1,8 +1,8 @@
-//! The other vCPUs: what each needs for itself, and how it starts.
+//! The other vCPUs: their stacks and tables, and their start.
 //!
 //! A vCPU's stack has a page below it where nothing is mapped, and its tables are read-only, as the
-//! first one's are. All of them are made before any of the vCPUs runs: no processor remembers what
-//! those pages were once.
+//! first one's are. All of them are made before any of the vCPUs runs, so that no processor has an old translation of
+//! those pages in its TLB.
 
 use super::{pv, pvh, set_up_events, share};
 use crate::cpu::pvh::CpuTables;
@@ -26,7 +26,7 @@ use core::ptr::NonNull;
 #[cfg(feature = "recover")]
 use core::sync::atomic::Ordering;
 
-/// Pages of a vCPU's stack: nothing but queues is served there.
+/// The number of pages of a vCPU's stack. It is smaller than the first vCPU's, which also runs the control plane.
 const STACK_PAGES: usize = 16;
 
 /// The function that a vCPU runs from its start on.
@@ -166,7 +166,7 @@ pub extern "C" fn vcpu_main(start: NonNull<Start>) -> ! {
     }
     #[cfg(feature = "recover")]
     if !domain::is_pvh() {
-        // One that was parked has those of the boot before, which may have been another version.
+        // A vCPU that was parked has the handlers of the boot before, which may have been another version.
         // SAFETY: the vCPU's own state and handlers. Xen refuses only what is no address.
         unsafe {
             let _ = hypercall::set_segment_base(SEGBASE_GS_KERNEL.into(), start.base);

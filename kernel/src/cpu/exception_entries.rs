@@ -1,4 +1,4 @@
-//! Entry points of CPU exceptions, which lead to the report that ends the domain.
+//! Entry points of CPU exceptions, which call the report of the failure.
 
 use super::exceptions::{ExceptionFrame, VECTORS};
 use core::arch::global_asm;

@@ -1,9 +1,9 @@
-//! The non-maskable interrupt, which an operator sends with `xl trigger DOMAIN nmi`: nothing is to come
-//! of it but a line in the log.
+//! The non-maskable interrupt, which an operator sends with `xl trigger DOMAIN nmi`. Its only effect is a line in the
+//! log.
 //!
-//! On PVH it may hit anywhere. Its handler has a stack of its own, changes nothing but a count, and
-//! returns; the next NMI waits for that. The log is written later, by ordinary code. In a restart, an NMI
-//! halts the vCPU for good ([`halting`](super::halting)).
+//! On PVH it may interrupt any code. Its handler has a stack of its own, increments a count, and
+//! returns; the processor holds the next NMI back until then. The line is logged later, by ordinary code. During a
+//! restart, an NMI halts the vCPU for good ([`halting`](super::halting)).
 //!
 //! On PV there is no handler. Xen would push its frame right below the interrupted stack pointer, where
 //! compiled code may keep live data, and nothing but a handler that runs could hold the NMI back.
@@ -20,7 +20,7 @@ pub const VECTOR: usize = 2;
 /// Number of NMIs since the last line about them in the log.
 static RECEIVED: AtomicU32 = AtomicU32::new(0);
 
-/// Defines the handler, which does first what `before` says.
+/// Defines the handler, which begins with the instructions in `before`.
 macro_rules! define_handler {
     ($before:literal $(, $($operands:tt)+)?) => {
         global_asm!(

@@ -36,7 +36,8 @@ pub(super) const INITIAL_COUNT: u32 = 0x838;
 const DIVIDE: u32 = 0x83e;
 const BY_128: u64 = 0b1010;
 
-/// Half a second: Xen's bus has 100 MHz (`APIC_BUS_CYCLE_NS`). The time that a vCPU has run is measured otherwise.
+/// The timer's count for half a second: Xen's bus has 100 MHz (`APIC_BUS_CYCLE_NS`). It need not be exact: how long a
+/// vCPU has run is measured by Xen's runstate.
 pub(super) const TICK: u32 = 100_000_000 / 128 / 2;
 
 /// True while the timer watches this vCPU, and upcalls are held.
@@ -89,7 +90,8 @@ pub fn stop() {
     ON.store(false, Ordering::Relaxed);
     // SAFETY: it was set up by `start`.
     unsafe { write_msr(SPURIOUS, SOFTWARE_DISABLED) };
-    // Whatever is pending is found by who looks for it now: the selector says that all may be.
+    // `Bitmaps::take` is used from now on: the flag and the selector, all of whose bits are set, have it look at all
+    // words.
     let info = vcpu::current().info();
     // SAFETY: this vCPU's own part of the shared page, only accessed atomically.
     unsafe { AtomicU8::from_ptr(&raw mut (*info).evtchn_upcall_pending) }
@@ -143,9 +145,9 @@ pub fn disable_interrupts() {
     unsafe { asm!("cli", options(nostack)) };
 }
 
-/// Returns whether the handler has interrupted itself. It runs with interrupts disabled, so no processor does that, but
-/// the emulation of one (`docs/emulator-faults.md`). The state that it interrupted first is lost then: the handler has
-/// one stack.
+/// Returns whether the handler has interrupted itself. It runs with interrupts disabled, so that no real processor does
+/// this; a faulty emulator may (`docs/emulator-faults.md`). The handler has one stack, so the state that it first
+/// interrupted is lost then.
 pub fn interrupted_itself(frame: &ExceptionFrame) -> bool {
     (&raw const pvh_tick_begin as u64..&raw const pvh_tick_end as u64).contains(&frame.rip)
 }

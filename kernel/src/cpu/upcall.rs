@@ -1,12 +1,11 @@
 //! Blocking the vCPU, and the upcall that ends it.
 //!
-//! Rust code is not interrupted by upcalls: they are masked, or held back (`tick`), everywhere but inside the two routines
-//! below, which are assembly through and through, keep nothing under the stack pointer, and so
-//! lose nothing when a frame is pushed there (compiled code may keep live data in the 128 bytes
-//! below its stack pointer). Wherever in them an upcall hits, it ends at the same place: the
-//! routine returns to its caller with upcalls masked again. No event is taken here; that is done
-//! by `take_pending`, later, as an ordinary call. On PVH, an upcall that hits elsewhere, as only a
-//! faulty emulator delivers it, changes nothing: its handler has a stack of its own.
+//! Rust code is not interrupted by upcalls: they are masked, or held back (`tick`), except in the two routines
+//! below. These are assembly and keep nothing below the stack pointer, so that a frame that is pushed there overwrites
+//! nothing (compiled code may keep live data in the 128 bytes below its stack pointer). Wherever an upcall interrupts
+//! them, the routine then returns to its caller with upcalls masked again. No event is handled here; `take_pending`
+//! does that later, as an ordinary call. On PVH, an upcall that interrupts any other code, as only a faulty emulator
+//! delivers it, changes nothing: its handler has a stack of its own.
 
 #[cfg(feature = "recover")]
 use super::halting;
@@ -15,7 +14,7 @@ use core::arch::global_asm;
 /// The interrupt vector that Xen raises for an upcall on PVH.
 pub const UPCALL_VECTOR: u8 = 0xf3;
 
-/// Defines the routines. The handler on PVH does first what `before` says.
+/// Defines the routines. The handler on PVH begins with the instructions in `before`.
 macro_rules! define_routines {
     ($before:literal $(, $($operands:tt)+)?) => {
         global_asm!(

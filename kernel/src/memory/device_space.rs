@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-/// The most runs at a time.
+/// The largest number of runs at a time.
 const RUNS: usize = 64;
 
 /// The pages that are in use.
@@ -20,7 +20,8 @@ impl DeviceSpace {
         }
     }
 
-    /// Takes a run of `pages` pages, of `all` that there are, and returns its first.
+    /// Takes the first free run of `pages` pages, of `all` pages that there are, and returns its first page. `None` if
+    /// there is no such run, or there are too many runs.
     pub fn take(&mut self, pages: usize, all: usize) -> Option<usize> {
         let mut start = 0;
         let mut place = self.used.len();

@@ -34,7 +34,8 @@ impl<'a> Frames<'a> {
         self.free
     }
 
-    /// Takes the lowest run of `count` frames from the frame `from` on.
+    /// Takes the lowest run of `count` free frames from the frame `from` on, and returns its first frame. `None` if
+    /// there is no such run.
     pub fn allocate(&mut self, count: usize, from: usize) -> Option<usize> {
         if count == 0 || count > self.free {
             return None;

@@ -31,7 +31,7 @@ struct PageSource;
 unsafe impl GlobalAlloc for PageSource {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let count = layout.size().div_ceil(PAGE_SIZE);
-        // Some of what is on the heap is granted.
+        // Pages of the heap may be granted to other domains, and then must not lie where another version's image goes.
         let Some(block) = pages::allocate_aside(count) else {
             return ptr::null_mut();
         };

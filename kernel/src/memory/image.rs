@@ -40,7 +40,7 @@ pub fn pristine() -> Range<u64> {
     &raw const __pristine as u64..&raw const __pristine_end as u64
 }
 
-/// Calls a function for each part of the data that is zero at boot and can be written on PV.
+/// Calls a function for each part of `.bss` that can be written on PV: all but the tables and the page below the stack.
 #[cfg(feature = "recover")]
 pub fn writable_bss(mut each: impl FnMut(Range<u64>)) {
     let mut at = &raw const __bss_start as u64;

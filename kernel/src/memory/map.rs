@@ -8,13 +8,13 @@ use bulkhead_xen::{DmaAddr, Gfn, PAGE_SIZE};
 use core::ops::Range;
 use spin::Once;
 
-/// The parts of the memory's layout that stay the same from boot to the end.
+/// The layout of the domain's memory, which does not change after boot.
 pub struct MemoryMap {
     /// The domain's memory.
     pub ram: Ranges,
     /// The addresses above it.
     pub space: AddressSpace,
-    /// PV: the list that turns page frames into machine frames.
+    /// PV: the list of machine frames by page frame number.
     pub p2m: Option<P2m>,
 }
 
@@ -71,7 +71,7 @@ pub fn frame_of(page: *const u8) -> Option<Gfn> {
     }
 }
 
-/// Returns the bus address of a byte of the domain's memory. Xen gives PVH domains none.
+/// Returns the bus address of a byte of the domain's memory. `None` in a PVH domain, which does not know any.
 pub fn dma_addr(byte: *const u8) -> Option<DmaAddr> {
     let frame = get().p2m.as_ref()?.machine_frame(page_frame(byte)?)?;
     Some(frame.dma_addr()?.offset(byte as usize % PAGE_SIZE))

@@ -14,7 +14,7 @@ pub const PRESENT: u64 = 1;
 pub const WRITABLE: u64 = 1 << 1;
 /// The page is accessible outside of ring 0.
 pub const USER: u64 = 1 << 2;
-/// Writes go through the cache.
+/// The page is cached write-through.
 const WRITE_THROUGH: u64 = 1 << 3;
 /// The page is not cached.
 const UNCACHED: u64 = 1 << 4;
@@ -98,8 +98,8 @@ impl Image {
         self.all.clone().step_by(PAGE_SIZE)
     }
 
-    /// Returns the large pages in which all code is, from address 0 on. Each small page in them is mapped as its part
-    /// of the image requires, and nothing behind them is executed.
+    /// Returns the addresses of the large pages that have code, from address 0 on. Each small page in them is mapped as
+    /// its part of the image requires; nothing after them is executable.
     pub fn with_code(&self) -> Range<u64> {
         0..self.code.end.next_multiple_of(LARGE_PAGE)
     }

@@ -15,9 +15,9 @@ struct Pages {
     frames: Frames<'static>,
     /// Memory that is free, but not mapped yet (PV only).
     unmapped: Ranges,
-    /// Memory that Xen has: the frames that are free here.
+    /// Page frames whose memory Xen has: those that are free in this map.
     ballooned: Frames<'static>,
-    /// Memory that a boot before this one had granted to other domains: the frames that are free here.
+    /// Page frames that a boot before this one had granted to other domains: those that are free in this map.
     #[cfg(feature = "recover")]
     granted: Frames<'static>,
     total: usize,
@@ -26,15 +26,15 @@ struct Pages {
 /// The number of maps of frames.
 const MAPS: usize = if cfg!(feature = "recover") { 3 } else { 2 };
 
-/// The bytes that no disk is given: for the control plane, and for allocations too small to be made in a way that may
-/// fail.
+/// The number of bytes that no disk is given. They are for the control plane, and for small allocations whose failure
+/// is not handled.
 pub const RESERVE: usize = 1 << 20;
 
-/// The pages that stay free whatever the toolstack wants back and however images grow: the reserve, and as much again
-/// for disks to come.
+/// The number of pages that stay free, however much the toolstack wants back and however images grow: the reserve, and
+/// as much again for disks that are attached later.
 const LEFT_FREE: usize = 2 * RESERVE / PAGE_SIZE;
 
-/// The page frames that are mapped at a time: 4 MiB.
+/// The number of page frames that are mapped at a time: 4 MiB.
 const CHUNK: u64 = 1024;
 
 static PAGES: Mutex<Option<Pages>> = Mutex::new(None);
@@ -181,8 +181,9 @@ pub fn allocate_pages(count: usize) -> Option<NonNull<u8>> {
     }
 }
 
-/// Takes `count` pages in a row as [`allocate_pages`] does, which may be granted: where no version of the image goes, as long as
-/// there is other memory. No version can take over where another domain has a page.
+/// Takes `count` pages in a row as [`allocate_pages`] does, for memory that may be granted: where no version of the
+/// image goes, as long as there is other memory. No version can take over while another domain has a page where its
+/// image goes.
 pub fn allocate_aside(count: usize) -> Option<NonNull<u8>> {
     #[cfg(feature = "recover")]
     let aside = allocate_behind_room(count);

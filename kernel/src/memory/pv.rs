@@ -1,4 +1,5 @@
-//! The page tables of a PV domain while it runs: pages that come and go, and pages that Xen shares.
+//! The page tables of a PV domain while it runs: mapping and unmapping of its own pages, of pages that Xen shares, and
+//! of registers.
 
 #[cfg(feature = "recover")]
 use super::layout::{AddressSpace, Ranges};
@@ -31,7 +32,7 @@ pub fn pseudo_physical(mfn: u64) -> u64 {
     }
 }
 
-/// The domain's memory, as its page tables show it.
+/// The domain's memory, for its page tables.
 pub struct OwnMemory(pub P2m);
 
 // SAFETY: the lists are Xen's, and an `mmu_update` that succeeds was made as a whole.
@@ -74,7 +75,7 @@ pub fn top_machine_address() -> Option<u64> {
         .and_then(PageTables::top_machine_address)
 }
 
-/// Finds the page tables in use by the data that the builder has left, whatever state ours are in.
+/// Finds the page tables in use by the start info, without the state of this boot, which may be damaged.
 ///
 /// # Safety
 /// `start` is the start info, and nothing else changes page tables meanwhile.
@@ -119,12 +120,12 @@ pub unsafe fn map_guards(start: *const PvStartInfo) -> Result<(), Unmapped> {
 pub unsafe fn open(start: *const PvStartInfo, room: Range<u64>, code: u64) -> Result<(), Unmapped> {
     // SAFETY: by the contract.
     unsafe { find_tables(start) }.open(room, code)?;
-    // Null: it was unmapped at boot.
+    // Address 0 was unmapped at boot, as `forget` needs an empty entry.
     forget(0);
     Ok(())
 }
 
-/// Forbids the execution of the page at `code` again.
+/// Makes the page at `code` non-executable again.
 #[cfg(feature = "recover")]
 pub fn forbid_code(code: u64) {
     let mut tables = TABLES.lock();
@@ -151,11 +152,9 @@ pub unsafe fn unmap(frames: Range<u64>) {
     forget(last * PAGE);
 }
 
-/// Has every processor forget its cached translations.
-///
-/// `empty` is an address with a table and no mapping.
+/// Flushes the TLBs of all vCPUs. `empty` is an address whose page-table entry exists and is empty.
 pub fn forget(empty: u64) {
-    // SAFETY: the entry is empty already; this forgets what the processors remember.
+    // SAFETY: the entry is empty already, so that only the TLBs change.
     unsafe { hypercall::update_va_mapping(empty, 0, UVMF_TLB_FLUSH_ALL) }
         .expect("translations cannot be forgotten");
 }
@@ -185,12 +184,12 @@ pub unsafe fn map_special(address: u64, mfn: u64) -> Result<(), Errno> {
 /// # Safety
 /// `address` is a page of those for devices, where nothing is mapped.
 pub unsafe fn map_registers(address: u64, mfn: u64) -> Result<bool, Errno> {
-    // With recovery, the boot before may have left another mapping there, which processors may remember.
+    // With recovery, the boot before may have left another mapping there, which may still be in a TLB.
     let flush = match cfg!(feature = "recover") {
         true => UVMF_INVLPG_ALL,
         false => 0,
     };
-    // SAFETY: by the contract; its table is there, and processors remember no translation of what is not mapped.
+    // SAFETY: by the contract; its table is there, and no TLB has a translation of what is not mapped.
     unsafe { hypercall::update_va_mapping(address, registers(mfn * PAGE), flush) }?;
     let tables = TABLES.lock();
     let entry = tables.as_ref().and_then(|tables| tables.entry_of(address));

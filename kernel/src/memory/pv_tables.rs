@@ -1,6 +1,6 @@
 //! Extending the page tables of a PV domain under Xen's rules (xen.h, `mmu_update`).
 //!
-//! Xen checks every page table: while a frame is one, nobody may have it mapped writable. So each
+//! Xen checks every page table: while a frame is one, it must not be mapped writable anywhere. So each
 //! new table is filled while it is still ordinary memory, then mapped read-only, then entered into
 //! the table above it. These two updates of many tables go to Xen in one hypercall.
 //!
@@ -21,7 +21,7 @@ use core::ops::Range;
 const PAGE: u64 = PAGE_SIZE as u64;
 const ENTRIES: u64 = 512;
 
-/// Page frames that are mapped at boot, beyond what the builder has mapped: 32 MiB.
+/// The number of page frames that are mapped at boot, beyond those that the toolstack has mapped: 32 MiB.
 const AT_BOOT: u64 = 8 << 10;
 
 /// The reason why memory cannot be mapped.
@@ -45,10 +45,10 @@ impl fmt::Display for Unmapped {
     }
 }
 
-/// The material of page tables: the domain's memory, and Xen, which checks every update.
+/// The domain's memory, in which page tables lie, and Xen, which checks every update.
 ///
 /// # Safety
-/// An implementer promises that what it says of frames holds, and that updates which succeed have
+/// An implementer promises that the frames it returns are right, and that updates which succeed have
 /// been made.
 pub unsafe trait PvMemory {
     /// Reads a word of memory at its pseudo-physical address, where it is mapped.
@@ -63,10 +63,10 @@ pub unsafe trait PvMemory {
     /// It is mapped there, writable, and is not in use.
     unsafe fn write(&mut self, address: u64, value: u64);
 
-    /// The machine frame behind a page frame, if there is one.
+    /// Returns the machine frame behind a page frame, if there is one.
     fn machine_frame(&self, pfn: u64) -> Option<u64>;
 
-    /// The page frame that a machine frame of the domain's has.
+    /// Returns the page frame number of a machine frame of the domain's.
     fn page_frame(&self, mfn: u64) -> u64;
 
     /// Sends a batch of updates to Xen.
@@ -83,9 +83,9 @@ pub struct PageTables<M> {
     memory: M,
     free: Ranges,
     used: Ranges,
-    /// Up to here, free frames are mapped writable.
+    /// Free frames below this one are mapped writable.
     mapped: u64,
-    /// Up to here, they will be once the batch has been sent.
+    /// Free frames below this one will be once the batch has been sent.
     waiting: u64,
     batch: heapless::Vec<MmuUpdate, 256>,
 }
@@ -137,10 +137,9 @@ impl<M: PvMemory> PageTables<M> {
         Ok(self.first_unmapped(all))
     }
 
-    /// Maps page frames at their own addresses, from the first that is not mapped on, and returns
-    /// which are mapped now. Checking an entry costs Xen about as much as everything else we do
-    /// at boot together: of large memories, most is left with empty tables for
-    /// [`populate`](Self::populate).
+    /// Maps page frames at their own addresses, from the first that is not mapped on, and returns the end of those that
+    /// are mapped now. Xen's check of each entry is the largest cost of a boot, so most of a large memory is left with
+    /// empty tables for [`populate`](Self::populate).
     pub fn map_memory(&mut self, all: u64) -> Result<u64, Unmapped> {
         let mut pfn = self.first_unmapped(all);
         self.mapped = pfn;
@@ -204,11 +203,11 @@ impl<M: PvMemory> PageTables<M> {
         self.flush()
     }
 
-    /// Lets each page of the image be used for what it is only, unmaps null and the page below the
-    /// stack, and forbids executing everything else below `end`: all tables have been entered by
-    /// then. What is not in the large pages with code is forbidden as a whole, by the entries of the second
-    /// level, so that it costs one update for each 512 pages, however pages are mapped there. The page at `code` stays
-    /// executable throughout, if there is one: another vCPU may be at work there, or waits there.
+    /// Maps each page of the image with only the rights that it needs, unmaps page 0 and the page below the stack, and
+    /// makes everything else below `end` non-executable. All tables must have been entered before. Outside of the large
+    /// pages with code, this is done by the entries of the second level, which costs one update for each 512 pages and
+    /// also holds for pages that are mapped later. If `code` is given, that page stays executable throughout, because
+    /// another vCPU may be executing it.
     pub fn protect(&mut self, image: &Image, end: u64, code: Option<u64>) -> Result<(), Unmapped> {
         for address in core::iter::once(0).chain(image.pages()) {
             let (place, old) = self
@@ -248,8 +247,8 @@ impl<M: PvMemory> PageTables<M> {
         self.flush()
     }
 
-    /// Lets all memory at the addresses of `room`, where another image goes, be written and executed, and the page at
-    /// `code` be executed: [`protect`](Self::protect) ends that.
+    /// Makes all memory at the addresses of `room`, where another image goes, writable and executable, and the page at
+    /// `code` executable, until [`protect`](Self::protect).
     #[cfg(any(test, feature = "recover"))]
     pub fn open(&mut self, room: Range<u64>, code: u64) -> Result<(), Unmapped> {
         self.populate(room.start / PAGE..room.end / PAGE)?;
@@ -262,14 +261,14 @@ impl<M: PvMemory> PageTables<M> {
         self.flush()
     }
 
-    /// Ends that the page at `code` can be executed, and others near it.
+    /// Makes the large page of `code` non-executable.
     #[cfg(any(test, feature = "recover"))]
     pub fn forbid_code(&mut self, code: u64) -> Result<(), Unmapped> {
         self.forbid_execution(code, 2)?;
         self.flush()
     }
 
-    /// Clears that bit in the entry of level `level` for an address.
+    /// Clears `NO_EXECUTE` in the entry of level `level` for an address.
     #[cfg(any(test, feature = "recover"))]
     fn allow_execution(&mut self, address: u64, level: u32) -> Result<(), Unmapped> {
         let entry = self.entry(address, level);
@@ -286,7 +285,7 @@ impl<M: PvMemory> PageTables<M> {
         })
     }
 
-    /// Sets that bit in the entry of level `level` for an address, if there is one.
+    /// Sets `NO_EXECUTE` in the entry of level `level` for an address, if that entry is present.
     fn forbid_execution(&mut self, address: u64, level: u32) -> Result<(), Unmapped> {
         match self.entry(address, level) {
             Some((place, entry)) if entry & PRESENT != 0 => self.update(place, entry | NO_EXECUTE),
@@ -294,8 +293,8 @@ impl<M: PvMemory> PageTables<M> {
         }
     }
 
-    /// The first of the page frames up to `pages` that is not mapped, from the page tables'
-    /// own place on: everything before is.
+    /// Returns the first of the page frames up to `pages` that is not mapped, from the top table on: everything before
+    /// is mapped.
     fn first_unmapped(&self, pages: u64) -> u64 {
         let mut pfn = self.top / PAGE;
         while pfn < pages && self.is_mapped(pfn * PAGE) {

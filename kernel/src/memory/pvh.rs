@@ -33,7 +33,7 @@ pub unsafe fn forbid_execution() -> bool {
 }
 
 /// Replaces the large pages of the image by small ones, so that neither code nor tables can be written, data
-/// cannot be executed, and neither null nor the page below the stack is there at all.
+/// cannot be executed, and neither page 0 nor the page below the stack is mapped.
 ///
 /// # Safety
 /// Once, on the boot page tables, which only `set_entry` changes afterwards.
@@ -93,7 +93,7 @@ pub unsafe fn repair() {
     }
 }
 
-/// Damages the entries of the first pages behind the image, which have the heap, and reads there.
+/// Damages the page-table entries of the memory after the image, which has the heap, and reads there. For tests.
 ///
 /// # Safety
 /// Meant to crash.
@@ -159,7 +159,7 @@ pub unsafe fn map_special_pages(special: u64) {
     let gib = special / page_table::GIB;
     assert!((4..512).contains(&gib), "more than 512 GiB of addresses");
     let table = &raw mut TABLE;
-    // SAFETY: no other code uses the table; the entry for it was empty, so that no processor remembers anything there.
+    // SAFETY: no other code uses the table; the entry for it was empty, so that no TLB has anything there.
     unsafe {
         (*table).0[0] = page_table::large(special, false);
         boot_pdpt[gib as usize] = page_table::table(table as u64);
@@ -191,8 +191,8 @@ unsafe fn set_entry(address: u64, new: u64) -> Option<()> {
     let [third, second, first] = [3, 2, 1].map(|level| page_table::index(address, level));
     let mut added = None;
     // SAFETY: the page tables are mapped at their own addresses, and no other code changes them; only
-    // they are written while write protection is lifted. Splitting a large page changes nothing for
-    // anybody but in this one page.
+    // they are written while write protection is lifted. Splitting a large page changes nothing
+    // except in this one page.
     unsafe {
         let middle = page_table::address_of(boot_pdpt[third]) as *mut u64;
         let entry = middle.add(second);
@@ -219,7 +219,7 @@ unsafe fn set_entry(address: u64, new: u64) -> Option<()> {
     }
 }
 
-/// Forgets cached translations.
+/// Flushes the calling vCPU's TLB.
 unsafe fn flush() {
     // SAFETY: reloads the page tables in use.
     unsafe { asm!("mov {0}, cr3", "mov cr3, {0}", out(reg) _, options(nostack)) };

@@ -160,7 +160,8 @@ pub(super) fn code() -> &'static [u8] {
     }
 }
 
-/// Boots this image again on PVH, with its data as it was loaded. Returns, having said why, if Xen does not start the first vCPU.
+/// Boots this image again on PVH, with its data as it was loaded. Returns, with the reason in the log, if Xen does not
+/// start the first vCPU.
 ///
 /// # Safety
 /// As for [`leave_pvh`].
@@ -170,8 +171,8 @@ pub(super) unsafe fn restart() {
     unsafe { leave_pvh(list as u32, code as u32) }
 }
 
-/// Leaves this boot for good: does what the list at `list` says, with the [`code`] that is at the beginning of the stage.
-/// Returns, having said why, if Xen does not let it.
+/// Leaves this boot for good: carries out the steps of the list at `list`, with the [`code`] at the beginning of the
+/// stage. Returns, with the reason in the log, if Xen refuses something.
 ///
 /// # Safety
 /// When the other vCPUs have stopped, and on PV are parked, and Xen knows nothing of this boot any more. No step of the list
@@ -208,8 +209,8 @@ unsafe fn leave_pv(list: u32, stage: u64) {
     }
 }
 
-/// Does what the list at `list` says, with the code that is at `code`. Returns, having said why, if Xen does not start the
-/// first vCPU.
+/// Carries out the steps of the list at `list`, with the code at `code`. Returns, with the reason in the log, if Xen
+/// does not start the first vCPU.
 ///
 /// # Safety
 /// On PVH, when the other vCPUs have stopped and Xen knows nothing of this boot any more. Both are below 4 GiB, and no step of

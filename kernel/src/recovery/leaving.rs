@@ -1,4 +1,5 @@
-//! The end of a boot within a domain that goes on: Xen forgets what this boot has.
+//! The end of a boot in a domain that goes on: Xen's state that belongs to this boot (mappings, timers, ports) is
+//! removed.
 
 use super::{mappings, others, pristine, region};
 use crate::cpu::tick;
@@ -21,20 +22,21 @@ pub(crate) fn keep_store_port(port: Port) {
     STORE_PORT.store(port.0, Ordering::Relaxed);
 }
 
-/// Notes a port that a restart leaves open from now on, beside xenstore's and the console's, or that there is none.
+/// Notes a port that a restart leaves open from now on, beside xenstore's and the console's. `None` ends that.
 pub fn keep_port(port: Option<Port>) {
     region::kept_port().store(port.map_or(0, |port| port.0), Ordering::Relaxed);
 }
 
-/// Has Xen forget what this boot has: mappings, timers, ports, notifications; on PV, parks the other vCPUs. Returns false,
-/// having said why, if the next boot could not use the domain.
+/// Removes what Xen has of this boot: mappings, timers, ports, notifications; on PV, parks the other vCPUs. Returns
+/// false, with the reason in the log, if the next boot could not use the domain.
 ///
 /// # Safety
 /// Nothing goes on that uses any of it, or depends on pages that are not mapped.
 pub(super) unsafe fn let_go(why: fmt::Arguments<'_>) -> bool {
     tick::stop();
     if domain::is_pvh() {
-        // SAFETY: by the contract. The handles are in memory of the heap's kind.
+        // The handles of mappings are in memory whose page tables may be damaged.
+        // SAFETY: by the contract.
         unsafe { memory::pvh::repair() }
     } else if let Err(error) = map_guards() {
         say(format_args!("no restart: {error}\n"));

@@ -1,6 +1,6 @@
 //! The handles of other domains' pages that are mapped, so that a restart can unmap them: one number for each page of
-//! the region for such pages. What is mapped for devices alone has no page there, but an address on the bus: one number
-//! for each handle, which Xen gives out from 0 on, and again when they are free.
+//! the region for such pages. A page that is mapped for devices alone has no page there, but a bus address: for these,
+//! there is one number for each handle. Xen gives handles out from 0 on, and again when they are free.
 
 use super::obstacles::{self, Obstacle};
 use crate::memory::{map, pages};
@@ -12,11 +12,11 @@ use bulkhead_xen::{DmaAddr, GrantHandle, PAGE_SIZE};
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
-/// For each page its handle and one; 0 if nothing is mapped. Null if no restart is wanted.
+/// For each page its handle plus one; 0 if nothing is mapped. Null if no restart is wanted.
 static HANDLES: AtomicPtr<AtomicU32> = AtomicPtr::new(ptr::null_mut());
 
-/// For the handle of each page that is mapped for devices alone its machine frame and one; 0 if it is none. Null if there are
-/// no devices.
+/// For each handle of a page that is mapped for devices alone its machine frame plus one; 0 for other handles. Null if
+/// there are no devices.
 static DEVICE_FRAMES: AtomicPtr<AtomicU32> = AtomicPtr::new(ptr::null_mut());
 
 /// Pages that are unmapped by one hypercall.
@@ -27,7 +27,8 @@ pub fn start() -> bool {
     take_numbers(&HANDLES)
 }
 
-/// Remembers what is mapped for devices from now on, of which nothing is yet. Returns false if there is no memory for that.
+/// Remembers pages that are mapped for devices alone from now on; there are none yet. Returns false if there is no
+/// memory for that.
 pub fn start_for_devices() -> bool {
     !DEVICE_FRAMES.load(Ordering::Acquire).is_null() || take_numbers(&DEVICE_FRAMES)
 }
@@ -63,18 +64,19 @@ fn taken(numbers: &AtomicPtr<AtomicU32>) -> Option<&'static [AtomicU32]> {
     Some(unsafe { core::slice::from_raw_parts(first, pages) })
 }
 
-/// The place of an address among the handles.
+/// Returns the index of an address among the handles; too large a number if it is not in the region.
 fn place(address: u64) -> usize {
     let page = address.wrapping_sub(map::get().space.foreign) / PAGE_SIZE as u64;
     usize::try_from(page).unwrap_or(usize::MAX)
 }
 
-/// The calling vCPU has Xen map or unmap pages. If another one ends this boot meanwhile, it waits for the note of
-/// what became of that.
+/// A guard while the calling vCPU has Xen map or unmap pages and notes the outcome. A vCPU that ends this boot waits
+/// until it is dropped.
 pub struct Change(&'static Vcpu);
 
 impl Change {
-    /// Begins a change. While another vCPU reports a crash or an upgrade, this one does nothing.
+    /// Begins a change. If another vCPU is ending this boot (crash or upgrade), this waits to be stopped, or until that
+    /// is cancelled.
     pub fn begin() -> Change {
         let here = vcpu::current();
         here.changes_mappings.store(true, Ordering::Release);
@@ -94,7 +96,7 @@ impl Drop for Change {
     }
 }
 
-/// Waits to be stopped by the vCPU that ends this boot, unless that one has let it be.
+/// Waits to be stopped by the vCPU that ends this boot, or until that one cancels it.
 fn give_way() {
     while reporter::is_another() {
         reporter::pause();
@@ -119,7 +121,7 @@ fn mapped_for_device(entry: &MapGrantRef) {
     let frame = device_frames().and_then(|all| all.get(entry.handle.0 as usize));
     match frame.zip(number.ok()) {
         Some((frame, number)) => frame.store(number, Ordering::Relaxed),
-        // It would stay mapped.
+        // A restart could not unmap it.
         None => obstacles::add(Obstacle::Devices),
     }
 }

@@ -6,10 +6,10 @@
 //!                │
 //!                ├──► pristine                    .data as it was loaded, read-only
 //!                ├──► others ──► parking          the other vCPUs: stopped, and brought to where the next boot starts them
-//!                ├──► mappings                    handles of other domains' pages, to be unmapped
-//!                ├──► copying                     the way to the next boot on PVH
+//!                ├──► leaving ──► mappings        Xen's state of this boot, and the handles of mapped pages, to be removed
+//!                ├──► copying                     code that puts an image into its place, and enters it
 //!                ├──► upgrade, trial              a new version takes over, or hands back
-//!                └──► obstacles                   what cannot be taken up again: then the crash is final
+//!                └──► obstacles                   what a restart could not take up again: then a crash is final
 //! ```
 
 pub mod record;

@@ -1,4 +1,4 @@
-//! What a restart cannot take up again. Once there is one of these, a crash of the domain is final.
+//! Reasons why a restart would be impossible. Once there is one of these, a crash of the domain is final.
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -8,20 +8,20 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 pub enum Obstacle {
     /// A page is mapped for a PCI device, and there is no memory to remember that.
     Devices = 1,
-    /// Memory went back to Xen, or was never there.
+    /// Memory went to Xen or to another domain, or was never there.
     Memory = 2,
     /// An image has memory beside that of the ramdisk.
     Growth = 4,
-    /// Another vCPU was started.
+    /// There are other vCPUs that a restart could not start again.
     Vcpus = 8,
 }
 
 static FOUND: AtomicU32 = AtomicU32::new(0);
 
-/// Whether a crash would be followed by a restart if there were no obstacle.
+/// True once restarts are enabled, so that the first obstacle is logged.
 static TOLD: AtomicBool = AtomicBool::new(false);
 
-/// Has the log name the first obstacle that comes from now on: until then, a crash is not final.
+/// Makes the first obstacle that comes from now on be logged: until then, a crash is not final.
 pub fn tell() {
     TOLD.store(true, Ordering::Relaxed);
 }

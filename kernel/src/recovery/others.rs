@@ -1,9 +1,9 @@
 //! The vCPUs beside the one that reports a crash: stopped before anything is given back, and brought to where the next
 //! boot starts them.
 //!
-//! On PVH that is no place at all: once they have halted (`cpu::halting`), an INIT from the local APIC resets them
-//! (`restart`), and Xen initialises them once more. On PV, Xen initialises a vCPU only once, and one that was stopped goes on
-//! where it was: see `parking`.
+//! On PVH they need no place: once they have halted (`cpu::halting`), an INIT from the local APIC resets them
+//! (`copying`), and Xen initialises them once more. On PV, Xen initialises a vCPU only once, and one that was stopped
+//! goes on where it was: see `parking`.
 
 use super::parking::{self, ParkingSlot};
 use crate::cpu::{halting, pvh as cpu};
@@ -23,15 +23,15 @@ use core::convert::Infallible;
 use core::sync::atomic::Ordering;
 use core::time::Duration;
 
-/// The longest that all others may take to stop, and once more to be parked.
+/// The longest time that all others may take to stop, and once more to be parked.
 const LIMIT: Duration = Duration::from_millis(500);
 
-/// The longest that all others may take to halt: each needs a processor for it, which is hard to get on a busy host, and is not
-/// safe to reset before.
+/// The longest time that all others may take to halt. Each needs a processor for that, which may take long on a busy
+/// host, and is not safe to reset before.
 const HALT_LIMIT: Duration = Duration::from_secs(2);
 
-/// Returns whether a restart can have other vCPUs. On PVH, Xen has to offer the x2APIC, as it does unless the domain's
-/// configuration takes it away: it needs no page tables.
+/// Returns whether a domain with other vCPUs can restart. On PVH, these are reset through the x2APIC, whose registers
+/// need no page tables; Xen offers it unless the domain's configuration takes it away.
 pub fn can_restart() -> bool {
     // Intel SDM volume 2, CPUID leaf 1.
     !domain::is_pvh() || __cpuid(1).ecx & 1 << 21 != 0
@@ -57,8 +57,8 @@ pub fn go_on() {
     }
 }
 
-/// Waits until the others, which were told to stop, do nothing any more, not even within Xen. One that is changing
-/// mappings finishes that first, so that none is forgotten.
+/// Waits until the others, which were told to stop, run no more, not even within Xen. One that is changing mappings
+/// finishes that first, so that each mapping is noted.
 pub fn stop() -> Result<(), &'static str> {
     if !exist() {
         // Perhaps before there is a clock.
@@ -93,7 +93,7 @@ pub fn park() -> Result<(), &'static str> {
     let own = vcpu::current().id();
     others().for_each(|vcpu| domain::allow_upcall(vcpu.id()));
     parking::open();
-    // One that sleeps in Xen wakes by a notification alone.
+    // A vCPU that is blocked in Xen wakes only by a notification.
     for status in event_channels::all() {
         if status.status == event_channel::STATUS_IPI && status.vcpu != own {
             let mut request = event_channel::OnPort { port: status.port };
@@ -242,7 +242,7 @@ fn operation(operation: u32, vcpu: VcpuId) -> Result<(), Errno> {
     unsafe { hypercall::vcpu_op(operation.into(), vcpu.0.into(), 0) }.map(|_| ())
 }
 
-/// Returns whether a vCPU runs or may.
+/// Returns whether a vCPU runs, or is ready to run.
 fn runs(vcpu: VcpuId) -> bool {
     let mut info = RunstateInfo::default();
     // SAFETY: Xen writes what it knows into `info`.

@@ -1,10 +1,10 @@
 //! Where the other vCPUs of a PV domain wait for the next boot.
 //!
 //! A vCPU that was stopped goes on where it was when it is started again. So the one that reports the crash unmasks the
-//! upcalls of each, notifies it, and starts it: the first that it does is then the upcall's handler, whose address Xen
-//! has. While the parking is open, that handler needs no stack and nothing of the damaged state but constant addresses:
-//! it stops its vCPU, again and again, until it finds a place to go to. Outside of a restart, upcalls end a sleep, as
-//! ever (`cpu::upcall`).
+//! upcalls of each, notifies it, and starts it: it then begins with the upcall's handler, whose address Xen has. While
+//! the parking is open, that handler uses no stack and nothing of the damaged state, only constant addresses. It stops
+//! its vCPU, again and again, until its slot has an address to go to. Outside of a restart, an upcall ends a sleep
+//! (`cpu::upcall`).
 //!
 //! If another version takes over, its image goes where this code is. So a copy of the code that waits lies in the stage
 //! (`upgrade`), with places of its own: vCPUs that are parked go there, and the next boot finds them there.
@@ -15,7 +15,7 @@ use bulkhead_xen::{PAGE_SIZE, VcpuId};
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// Says that the parking is open: "park", so that hardly any damage does.
+/// The value that says that the parking is open: "park", which damaged memory is unlikely to hold.
 const OPEN: u32 = u32::from_le_bytes(*b"park");
 
 /// Bytes of the code of each entry.
@@ -33,14 +33,14 @@ const _: () = assert!(PLACES_IN_STAGE + PLACES_BYTES <= PAGE_SIZE);
 /// The stage in which vCPUs wait for this boot; 0 if there is none.
 static STAGE: AtomicU64 = AtomicU64::new(0);
 
-/// The place of one vCPU.
+/// The slot of one vCPU.
 #[repr(C)]
 pub struct ParkingSlot {
-    /// Where it goes to next; 0 for nowhere.
+    /// The address at which it goes on; 0 for none yet.
     entry: AtomicU64,
     stack: AtomicU64,
     argument: AtomicU64,
-    /// Whether it is here.
+    /// 1 while it is parked here.
     parked: AtomicU64,
 }
 
@@ -170,7 +170,7 @@ pub fn place(id: VcpuId) -> &'static ParkingSlot {
 /// Returns the place of a vCPU in a stage.
 pub(super) fn place_in(stage: u64, id: VcpuId) -> &'static ParkingSlot {
     let places = (stage as usize + PLACES_IN_STAGE) as *const ParkingSlots;
-    // SAFETY: whoever has a stage keeps it; only atomics access what is there.
+    // SAFETY: the stage is kept for as long as a vCPU may wait there; only atomics access what is there.
     let places = unsafe { &*places };
     &places[id.0 as usize % places.len()]
 }
@@ -189,7 +189,7 @@ pub(super) fn code() -> &'static [u8] {
     }
 }
 
-/// Has vCPUs that wait for this boot be found in a stage, if any waits there.
+/// Notes that vCPUs wait for this boot in a stage, if any does.
 pub(super) fn find_in(stage: u64) {
     if ids().any(|id| place_in(stage, id).has()) {
         STAGE.store(stage, Ordering::Relaxed);
@@ -205,7 +205,8 @@ pub fn stage() -> Option<u64> {
     Some(STAGE.load(Ordering::Relaxed)).filter(|stage| *stage != 0)
 }
 
-/// Has vCPUs be found in this image from now on. Returns the stage, and whether one still waits there.
+/// Ends the use of the stage: from now on, vCPUs are parked in this image. Returns the stage, if there is one, and
+/// whether a vCPU still waits there.
 pub(super) fn leave_stage() -> Option<(u64, bool)> {
     let waits = ids().any(waits_in_stage);
     let stage = stage();
@@ -218,7 +219,7 @@ pub fn upcall_entry(id: VcpuId) -> u64 {
     &raw const parking_entries as u64 + u64::from(id.0) * ENTRY_BYTES as u64
 }
 
-/// Has each vCPU that takes an upcall park from now on.
+/// Makes each vCPU that takes an upcall park from now on.
 pub fn open() {
     for place in ids().map(place) {
         place.entry.store(0, Ordering::Relaxed);
@@ -227,7 +228,7 @@ pub fn open() {
     set_open(OPEN);
 }
 
-/// Has upcalls be upcalls again. Those that are parked stay.
+/// Makes upcalls end a sleep again. vCPUs that are parked stay.
 pub fn close() {
     set_open(0);
 }
@@ -270,7 +271,7 @@ pub(super) unsafe fn hand_over_in(
     argument: u64,
 ) -> ! {
     place_in(stage, VcpuId(0)).leave(entry, stack, argument);
-    // It is about to, and the next boot has to know.
+    // The calling vCPU is about to park there, and the next boot has to find it.
     place_in(stage, own).parked.store(1, Ordering::Release);
     let offset = &raw const parking_hand_over as u64 - &raw const parking_code as u64;
     let code = stage + CODE_IN_STAGE as u64 + offset;

@@ -1,7 +1,7 @@
 //! The record that a boot leaves to the one that follows it in the same domain: the number of restarts, their times, the
 //! crash's report, and the upgrade that is under way.
 //!
-//! Whatever made the domain crash may have written here, too. So the record is read like hostile input: it has a magic
+//! The fault that made the domain crash may have damaged the record, so it is read like hostile input: it has a magic
 //! number, a version, a length and a checksum, and no boot uses one of which any of these is wrong.
 
 use bulkhead_xen::{Instant, PAGE_SIZE};
@@ -12,14 +12,14 @@ use core::time::Duration;
 const MAGIC: u64 = u64::from_le_bytes(*b"Bulkhead");
 /// The layout of [`Record`]; another version is refused. It belongs to `bulkhead_upgrade::FORMAT`: both change together.
 const VERSION: u32 = 2;
-/// Room for a crash's report; what is beyond it is cut off.
+/// The most bytes of a crash's report; the rest is cut off.
 const REPORT_BYTES: usize = 3072;
 /// The most restarts within [`WITHIN`].
 const MOST: usize = 3;
 /// The time in which there are at most [`MOST`] restarts.
 const WITHIN: Duration = Duration::from_secs(60);
 
-/// The record and what tells whether it is one.
+/// The record, and the values by which it is checked.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Sealed {
@@ -49,7 +49,7 @@ pub struct Record {
     report: [u8; REPORT_BYTES],
 }
 
-/// What the boot is that finds the record.
+/// The kind of boot that finds the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// It follows a crash, or an upgrade that is over.
@@ -68,17 +68,17 @@ pub struct HandOver {
     pub from: [u32; 3],
     /// The version that has taken over.
     pub to: [u32; 3],
-    /// How that is to fail on purpose; 0 for not at all.
+    /// The way in which that version is to fail on purpose, for tests; 0 for not at all.
     pub fault: u32,
-    /// The first address of the pages that have the way back; the code that copies is at their start.
+    /// The address of the stage: pages with all that the way back needs. They begin with the code that copies.
     pub stage: u32,
     /// The number of these pages.
     pub stage_pages: u32,
-    /// The list of what that code copies.
+    /// The address of the list of what that code copies on the way back.
     pub table: u32,
-    /// The room in these pages for what survives.
+    /// The address of the room in these pages for the region that survives.
     pub room: u32,
-    /// Its bytes.
+    /// The size of that room in bytes.
     pub room_bytes: u32,
 }
 
@@ -130,11 +130,11 @@ impl HandOver {
 /// The state of the region's memory.
 #[derive(Debug)]
 pub enum Content<'a> {
-    /// It is as the domain's builder has left it: nothing has crashed yet.
+    /// It is as the toolstack left it: this is the first boot in the domain.
     Empty,
-    /// A crash has left a record.
+    /// A crash or an upgrade has left a record.
     Found(&'a Record),
-    /// It is not what a crash leaves; the text says what is wrong.
+    /// It is not a valid record; the text says what is wrong.
     Damaged(&'static str),
 }
 
@@ -271,7 +271,8 @@ impl Sealed {
         self.checksum = self.sum();
     }
 
-    /// FNV-1a, 64 bits: enough to tell damage; nobody forges what only this domain writes.
+    /// Returns the FNV-1a hash, 64 bits: enough to detect damage. It need not resist forgery: only this domain writes
+    /// here.
     fn sum(&self) -> u64 {
         let Record {
             restarts,

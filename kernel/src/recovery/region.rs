@@ -1,5 +1,5 @@
-//! The memory that survives a restart, at a fixed place of the image: a page with [`Sealed`] and numbers that binaries
-//! keep there, and pages that are theirs.
+//! The memory that survives a restart or an upgrade, at a fixed place of the image: a page with [`Sealed`] and numbers
+//! that the binary keeps there, and further pages for the binary.
 
 use super::record::{Content, HandOver, Phase, Record, Sealed};
 use bulkhead_upgrade::{OLDEST_FORMAT, WITH_DEVICES};
@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 /// Bytes of the pages that binaries have in the region.
 pub const PAGES_BYTES: usize = 34 * PAGE_SIZE;
 
-/// These pages have an owner.
+/// True once these pages were [taken](take_pages).
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
 /// Bytes of the whole region.
@@ -87,20 +87,20 @@ const NUMBER_AT: usize = KEPT_PORT_AT - size_of::<AtomicU32>();
 /// Before that, the ports that a restart leaves open besides, zero where the version before did not know them.
 const KEPT_PORTS_AT: usize = NUMBER_AT - size_of::<[AtomicU32; KEPT_PORTS]>();
 
-/// The most such ports.
+/// The largest number of such ports.
 const KEPT_PORTS: usize = 32;
 
 const _: () = assert!(size_of::<Sealed>() <= KEPT_PORTS_AT);
 
-// So says `bulkhead_upgrade::WITH_DEVICES`: each version looks for it there.
+// Part of the format `bulkhead_upgrade::WITH_DEVICES`: each version looks for it there.
 const _: () = assert!(KEPT_PORT_AT == PAGE_SIZE - 20);
 
 fn sealed() -> *mut Sealed {
     (&raw mut recovery_region).cast()
 }
 
-/// Returns the numbers that binaries keep: zero when the domain was built, as they were after a restart. Whoever uses
-/// them checks them first.
+/// Returns the numbers that the binary keeps: 0 when the domain was built, unchanged after a restart. A crash may have
+/// damaged them, so the caller checks them before use.
 pub fn words() -> &'static Words {
     // SAFETY: within the region's page, aligned, and accessed as atomics alone.
     unsafe { &*(&raw const recovery_region).add(WORDS_AT).cast() }
@@ -112,8 +112,8 @@ pub fn number() -> &'static AtomicU32 {
     unsafe { &*(&raw const recovery_region).add(NUMBER_AT).cast() }
 }
 
-/// Returns where the number of a port is kept that a restart leaves open, so that also the next restart does. If a crash has
-/// damaged it, another port stays open, of no use to anybody.
+/// Returns the word with the number of a port that a restart leaves open; it stays set for the restart after that. If a
+/// crash has damaged it, a wrong port may stay open, which does no harm.
 pub(crate) fn kept_port() -> &'static AtomicU32 {
     // SAFETY: within the region's page, aligned, and accessed as an atomic alone.
     unsafe { &*(&raw const recovery_region).add(KEPT_PORT_AT).cast() }
@@ -127,19 +127,20 @@ pub fn kept_ports() -> KeptPorts {
     KeptPorts::new(notes)
 }
 
-/// Returns the first of the pages that survive, [`PAGES_BYTES`] bytes that nothing else uses: zero when the domain was
-/// built, as they were after a restart. `None` from the second call on.
+/// Returns the address of the pages that survive, [`PAGES_BYTES`] bytes that nothing else uses: zeros when the domain
+/// was built, unchanged after a restart. `None` from the second call on.
 pub fn take_pages() -> Option<NonNull<u8>> {
     let taken = TAKEN.swap(true, Ordering::Relaxed);
     NonNull::new(&raw mut recovery_pages).filter(|_| !taken)
 }
 
-/// Returns true if this boot is a restart.
+/// Returns whether this boot follows another one in the same domain: after a crash, or in an upgrade. Also true if the
+/// record is damaged.
 pub(crate) fn is_restart() -> bool {
     !matches!(read(), Content::Empty)
 }
 
-/// Returns true if the image was loaded for this boot: nothing has written to its data yet.
+/// Returns whether the image was loaded for this boot, by the toolstack or in an upgrade: its data is as it was linked.
 pub(crate) fn is_fresh() -> bool {
     match read() {
         Content::Empty => true,
@@ -148,7 +149,7 @@ pub(crate) fn is_fresh() -> bool {
     }
 }
 
-/// Returns the upgrade that this boot belongs to, and whether this is the version that has to prove itself.
+/// Returns the upgrade that this boot belongs to, if there is one, and whether this is the version on trial.
 pub(crate) fn hand_over() -> Option<(HandOver, bool)> {
     let Content::Found(record) = read() else {
         return None;
@@ -182,7 +183,7 @@ pub(crate) unsafe fn copy_to(to: *mut u8, bytes: usize) {
     unsafe { to.copy_from_nonoverlapping(&raw const recovery_region, bytes) };
 }
 
-/// Returns the record that the last crash has left, if it has left one.
+/// Returns the record that the boot before this one has left; `None` in the first boot.
 ///
 /// # Panics
 /// If the region is damaged.

@@ -1,12 +1,12 @@
 //! From a crash back to the first instruction.
 //!
-//! Nothing of the damaged state is used that Xen does not check: event channels are found by asking Xen for each port,
-//! mappings are ended by handles that Xen compares with their addresses. Then assembly restores `.data`, clears `.bss`
-//! with all stacks, and enters the boot path as Xen did: on PVH with paging off, so that even damaged page tables are
-//! of no importance; on PV on the page tables that Xen has checked, without the pages that are read-only.
+//! Damaged state is used only where Xen checks it: event channels are found by asking Xen for each port, and mappings
+//! are ended by handles that Xen compares with their addresses. Then assembly restores `.data`, clears `.bss` with all
+//! stacks, and enters the boot path as Xen did: on PVH with paging off, so that damaged page tables do not matter; on
+//! PV on the page tables that Xen has checked, leaving out the pages that are read-only.
 //!
-//! It is the first vCPU that boots again. If another one has reported the crash, that one lets the first restart: on PVH
-//! reset and initialised anew, on PV out of the parking.
+//! It is the first vCPU that boots again. If another one has reported the crash, that one starts the first one: on PVH
+//! reset and initialised anew, on PV from where it is parked.
 
 use super::leaving::{let_go, say};
 use super::obstacles::Obstacle;
@@ -18,13 +18,13 @@ use core::arch::global_asm;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, Ordering};
 
-/// True while the domain serves: a crash at any other time is final, that of a restart among them.
+/// True from [`enable`] on, until a crash: a crash before that, or during a restart, is final.
 static ENABLED: AtomicBool = AtomicBool::new(false);
 /// True once there may be PCI devices.
 static HAS_DEVICES: AtomicBool = AtomicBool::new(false);
-/// True once the record of this crash was begun on an undamaged region.
+/// True once the report of this crash was begun in an undamaged region.
 static REPORTING: AtomicBool = AtomicBool::new(false);
-/// False if any number of restarts may follow each other within a minute.
+/// False if the number of restarts within a minute is not limited.
 static LIMITED: AtomicBool = AtomicBool::new(true);
 
 global_asm!(
@@ -78,13 +78,13 @@ pub fn is_enabled() -> bool {
     ENABLED.load(Ordering::Relaxed)
 }
 
-/// Returns whether a restart can have more than one vCPU.
+/// Returns whether a domain with more than one vCPU can restart.
 pub fn can_have_several_vcpus() -> bool {
     others::can_restart()
 }
 
-/// Lets a crash be followed by a restart from now on: to be called once, when the domain is ready to serve and has
-/// mapped nothing yet. Returns the reason if there can be none.
+/// Enables restarts after a crash. Must be called once, when the domain is ready to serve and has mapped nothing yet.
+/// The error is the reason why no restart is possible.
 pub fn enable() -> Result<(), &'static str> {
     if let Some(obstacle) = obstacles::first() {
         return Err(obstacle);
@@ -97,24 +97,24 @@ pub fn enable() -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Has the next crash end the domain, also while this version is on trial.
+/// Disables restarts: the next crash ends the domain, even while this version is on trial.
 pub fn disable() {
     ENABLED.store(false, Ordering::SeqCst);
     trial::end();
 }
 
-/// Lets any number of restarts follow each other within a minute, for tests that crash the domain often.
+/// Lifts the limit on restarts within a minute, for tests that crash the domain often.
 pub fn lift_limit() {
     LIMITED.store(false, Ordering::Relaxed);
 }
 
-/// Returns the reason why a crash ends the domain, if there is one for good.
+/// Returns the lasting reason why a crash would end the domain, if there is one.
 pub fn obstacle() -> Option<&'static str> {
     obstacles::first()
 }
 
-/// Damages page tables on purpose: the entries for the first memory behind the image, which has the heap, are of no use
-/// any more. Does not return but on PV, where Xen lets nobody write to page tables.
+/// Damages page tables on purpose, for tests: the entries for the memory after the image, which has the heap. Crashes
+/// on PVH. On PV, where Xen lets no domain write to page tables, logs an error and returns.
 pub fn damage_page_tables() {
     if domain::is_pvh() {
         // SAFETY: meant to crash.
@@ -156,8 +156,9 @@ pub(crate) fn note(text: fmt::Arguments<'_>) {
     }
 }
 
-/// Restarts the domain, if that was enabled and is possible; returns if not, having said why. To be called once the
-/// crash was reported and the devices have stopped.
+/// Restarts the domain, or goes back to the version before if this one is on trial. Returns, with the reason in the
+/// log, if that is not enabled or not possible. Must be called after the crash was reported and the devices have
+/// stopped.
 pub(crate) fn restart() {
     if trial::is_trying() {
         if REPORTING.load(Ordering::Relaxed) {
@@ -165,14 +166,14 @@ pub(crate) fn restart() {
         }
         return;
     }
-    // A failure in here finds it off.
+    // A crash in here is final.
     if !ENABLED.swap(false, Ordering::SeqCst) {
         return;
     }
     let refused = if !REPORTING.load(Ordering::Relaxed) {
         Some("the region that survives is damaged")
     } else {
-        // Once no other vCPU can add one any more.
+        // Obstacles are looked at once no other vCPU can add one any more.
         others::stop().err().or_else(obstacles::first)
     };
     if let Some(why) = refused {
@@ -187,7 +188,7 @@ pub(crate) fn restart() {
     if !unsafe { let_go(format_args!("restart {number} in place")) } {
         return;
     }
-    // SAFETY: no other vCPU runs, Xen knows of nothing in `.data` and `.bss` any more, and what is pristine is there.
+    // SAFETY: no other vCPU runs, Xen uses nothing in `.data` and `.bss` any more, and the copy of the data is there.
     unsafe {
         if domain::is_pvh() {
             copying::restart()
@@ -200,7 +201,7 @@ pub(crate) fn restart() {
 /// Boots again on PV, on the first vCPU.
 ///
 /// # Safety
-/// What `restart` has seen to.
+/// Called by `restart` alone, after all of its checks.
 unsafe fn pv_again() -> ! {
     let (start, own) = (pristine::start(), vcpu::current().id());
     // SAFETY: by the contract. The first vCPU is parked if it is not the calling one.

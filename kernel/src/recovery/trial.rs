@@ -1,5 +1,5 @@
 //! A version on trial: until it serves, each of its failures that is reported leads back to the version before, by the
-//! list and the code that this one has left in its stage (see `upgrade`).
+//! list and the code that the latter has left in its stage (see `upgrade`).
 
 use super::leaving::{let_go, say};
 use super::obstacles::{self, Obstacle};
@@ -16,14 +16,14 @@ use spin::Once;
 
 /// The upgrade that this boot belongs to: its stage is kept.
 static OVER: Once<HandOver> = Once::new();
-/// This is the version that has to prove itself.
+/// True if this version is on trial.
 static TRYING: AtomicBool = AtomicBool::new(false);
 /// True once the upgrade is over, or there was none.
 static SETTLED: AtomicBool = AtomicBool::new(false);
-/// The stage can be given back: its pages are known to the allocator.
+/// True if the stage's pages can be given back: the allocator's map covers them.
 static KNOWN: AtomicBool = AtomicBool::new(false);
 
-/// Learns whether this boot has to prove a version. Among the first things that Rust code does.
+/// Reads whether this boot belongs to an upgrade. Called before anything can fail that is to lead back.
 pub(crate) fn begin() {
     if let Some((over, trying)) = region::hand_over() {
         OVER.call_once(|| over);
@@ -39,7 +39,7 @@ pub fn is_trying() -> bool {
     TRYING.load(Ordering::Relaxed) && !SETTLED.load(Ordering::Relaxed)
 }
 
-/// Has no failure lead back any more.
+/// Ends the trial: no failure leads back any more.
 pub(super) fn end() {
     SETTLED.store(true, Ordering::SeqCst);
 }
@@ -60,11 +60,12 @@ pub(super) fn keep_stage(free: &mut Ranges) -> Result<(), TooFragmented> {
     Ok(())
 }
 
-/// Notes that this version serves: from here on, a crash is one as any other.
+/// Notes that this version serves, which ends the trial, and frees the stage: a later crash is followed by an ordinary
+/// restart.
 pub fn settle() {
     let settled = SETTLED.swap(true, Ordering::Relaxed);
     if region::is_restart() && region::is_fresh() {
-        // SAFETY: no crash is being reported, and whoever has read the record has a copy.
+        // SAFETY: no crash is being reported, and all that was read of the record was copied.
         unsafe { region::change(|sealed| sealed.settle()) };
     }
     if let Some(over) = OVER.get()
@@ -73,7 +74,7 @@ pub fn settle() {
         && let Some(first) = NonNull::new(over.stage as usize as *mut u8)
     {
         match parking::leave_stage() {
-            // It was not started, and waits there for good.
+            // A vCPU that this version does not start waits there for good.
             Some((_, true)) => return obstacles::add(Obstacle::Vcpus),
             Some((stage, false)) => memory::pv::forbid_code(stage),
             None => {}

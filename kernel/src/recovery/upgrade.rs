@@ -50,8 +50,8 @@ const FORWARD: usize = 512;
 const BACK: usize = 2048;
 const PARTS: usize = PAGE_SIZE;
 
-/// Learns where the room for images ends, and keeps the way back out of the memory that is free. `taken` are the frames of
-/// what the builder has left.
+/// Finds the end of the room for images, and keeps the stage with the way back out of the free memory. `taken` are the
+/// frames of what the toolstack has loaded.
 pub(crate) fn reserve<'a>(
     free: &mut Ranges,
     taken: impl Iterator<Item = &'a Range<u64>>,
@@ -63,7 +63,7 @@ pub(crate) fn reserve<'a>(
     trial::keep_stage(free)
 }
 
-/// Returns what a new version has to fit to.
+/// Returns the properties of the running version against which a new one is checked.
 pub fn running() -> Running {
     Running {
         version: version(),
@@ -103,15 +103,15 @@ pub fn obstacle() -> Option<&'static str> {
     }
 }
 
-/// Returns whether a page table lies where images go. None does, unless a version has built the domain that did not see to
-/// that.
+/// Returns whether a page table lies where images go. That is so only if the domain first booted a version that did not
+/// avoid it.
 fn has_table() -> bool {
     let start = pristine::start() as *const PvStartInfo;
     // SAFETY: the start info is where the builder has left it, and tables in use stay tables.
     !domain::is_pvh() && unsafe { memory::pv::has_table_in(start, &room()) }
 }
 
-/// The pages in which everything is that the code copies.
+/// The stage: pages with everything that the code copies.
 struct Stage {
     first: NonNull<u8>,
     pages: usize,
@@ -183,7 +183,7 @@ impl Stage {
     }
 }
 
-/// The image that runs, as it was loaded: code with constants, and data.
+/// Returns the two parts of the running image as it was loaded, each with its address: code with constants, and data.
 fn own_parts() -> [(&'static [u8], u64); 2] {
     let constants = image::image().start..image::image_parts().constants.end;
     let (data, copy) = (image::data(), image::pristine());
@@ -200,8 +200,9 @@ fn own_parts() -> [(&'static [u8], u64); 2] {
     ]
 }
 
-/// Hands the domain over to a version that was checked against [`running`]. Returns only if that cannot be, with the
-/// reason; nothing has changed then. If a device does not stop, the domain ends, as it does after a crash.
+/// Hands the domain over to a version that was checked against [`running`]. Returns only if that is refused, with the
+/// reason; nothing has changed then. If a device does not stop, the domain ends, as it does after a crash. `fault` is
+/// the way in which the new version is to fail on purpose, for tests; 0 for not at all.
 pub fn take_over(candidate: &Candidate<'_>, fault: u32) -> &'static str {
     if let Some(obstacle) = obstacle() {
         return obstacle;
@@ -270,7 +271,7 @@ pub fn take_over(candidate: &Candidate<'_>, fault: u32) -> &'static str {
     if reporter::begin().is_err() {
         reporter::stop_this_vcpu();
     }
-    // The others have served until here.
+    // The other vCPUs have served until here.
     let refused = others::stop().err();
     let refused = refused.or_else(obstacles::first).or_else(|| {
         if grants::has_granted(self::room()) {
@@ -289,7 +290,8 @@ pub fn take_over(candidate: &Candidate<'_>, fault: u32) -> &'static str {
         return refused;
     }
     let (next, own) = (candidate.note.version, version());
-    // From here on, nothing is refused any more: a device that was stopped is of no use before the next boot.
+    // From here on, there is no way to go on with this version: devices that were stopped start again only in the next
+    // boot.
     if devices::stop() > 0 {
         panic!("version {next} cannot take over from {own}");
     }
@@ -308,7 +310,7 @@ pub fn take_over(candidate: &Candidate<'_>, fault: u32) -> &'static str {
 pub enum Before {
     /// It has crashed.
     Crashed,
-    /// This version has taken over from that one, and is to fail in this way.
+    /// This version has taken over from that one; the number is the way in which it is to fail on purpose, 0 for none.
     Version(Version, u32),
     /// That version had taken over, and has failed.
     Failed(Version),

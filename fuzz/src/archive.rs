@@ -5,10 +5,11 @@ use bulkhead_images::archive::{ArchiveError, members};
 use bulkhead_images::{Catalog, ImageMemory};
 use std::ptr::NonNull;
 
-/// The number of checksums that are put right.
+/// The most checksums that the target corrects in one input.
 const MENDED: usize = 12;
 
-/// A ramdisk, as it is and with the checksums that its headers should have: no fuzzer guesses those.
+/// Fuzzes the archive reader. The input is a ramdisk; it is read as it is, and again with each wrong checksum of a
+/// header corrected, since no fuzzer guesses checksums.
 pub fn archive(bytes: &[u8]) {
     let mut bytes = bytes.to_vec();
     for _ in 0..MENDED {

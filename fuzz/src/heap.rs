@@ -1,16 +1,16 @@
-//! The limit of the memory that an input may make a target allocate.
+//! The limit on the memory that an input may make a target allocate.
 
 use bulkhead_blkback_testkit::{bytes_in_use, forget_most_bytes, start_journal};
 
-/// Fails when it is dropped, if more was allocated meanwhile than is allowed.
+/// Panics when it is dropped, if this thread has used more memory meanwhile than is allowed.
 pub struct Limited {
     before: i64,
     most: i64,
 }
 
-/// Allows this thread `most` bytes more than it has, until what this returns is dropped.
+/// Allows this thread to allocate up to `most` bytes more than it has at a time, until the result is dropped.
 pub fn limited(most: usize) -> Limited {
-    // The lines of earlier inputs would make the journal grow in this one's name.
+    // Otherwise the journal would still hold the lines of earlier inputs, and its growth would count for this one.
     start_journal();
     forget_most_bytes();
     Limited {
@@ -19,7 +19,7 @@ pub fn limited(most: usize) -> Limited {
     }
 }
 
-/// Returns the limit of a parser for an input of this length.
+/// Sets the limit for a parser: 64 KiB, and 64 times the size of the input.
 pub fn of_parser(input: &[u8]) -> Limited {
     limited((64 << 10) + 64 * input.len())
 }

@@ -44,7 +44,10 @@ pub use virtio::virtio;
 pub use volumes::volumes;
 pub use xenstore::xenstore;
 
-/// A script for guests, toolstack and xenstored around a running backend.
+/// Fuzzes a whole driver domain. The input is a script for guests, toolstack and xenstored around a running backend.
+///
+/// # Panics
+/// If the backend breaks any rule.
 pub fn life(script: &[u8]) {
     let _heap = heap::limited(64 << 20);
     bulkhead_blkback_testkit::play(script);
@@ -53,7 +56,7 @@ pub fn life(script: &[u8]) {
 /// A target: its name, which is that of its folder of seeds, and its function.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// All of them.
+/// All targets.
 pub const TARGETS: [Target; 18] = [
     ("requests", requests),
     ("ring", ring),

@@ -8,19 +8,19 @@ use bulkhead_nbd_testing::{Config, FakeExport, Fate, Part, Reach, Seen};
 use bulkhead_stream::{ConnectError, Ended};
 use std::time::Duration;
 
-/// The pages of all requests together; a request uses those from its tag on.
+/// The number of pages that all requests share. A request uses the pages from the number of its tag on.
 const PAGES: usize = 64;
 
-/// The queues: two on the first vCPU, one on the second.
+/// The vCPU of each queue: two on the first vCPU, one on the second.
 const QUEUES: [u32; 3] = [0, 0, 1];
 
-/// The most requests of a queue.
+/// The queue depth that each queue asks for.
 const REQUESTS: usize = 40;
 
-/// The bytes of the export.
+/// The size of the export in bytes.
 const BYTES: usize = 64 << 10;
 
-/// A script for a server and for guests.
+/// Fuzzes the NBD client. The input is a script for a server and for guests.
 ///
 /// # Panics
 /// If a request completes that was not asked for, if one never does, if the client sends what is not a command, or if
@@ -63,7 +63,7 @@ pub fn nbd(script: &[u8]) {
     world.end();
 }
 
-/// The guest of another server has its data, whatever this one does.
+/// Checks that the guest of another server reads what it has written, whatever the scripted server does.
 fn watch(world: &World, bystander: &mut Disk<'_>) {
     let buffer = Buffer::new(world, 1);
     let data = pattern(77, 4096);
@@ -74,7 +74,7 @@ fn watch(world: &World, bystander: &mut Disk<'_>) {
     assert!(buffer.bytes(0, 4096) == data);
 }
 
-/// What the server is like.
+/// Reads the server's configuration from the script.
 fn config(script: &mut Script<'_>) -> Config {
     let flags = script.pick(&[0b110_1101, 0b1_0110_1101, 0b110_1111, 0b100_0101, 1, 0]);
     let sizes = script.pick(&[
@@ -100,7 +100,7 @@ fn config(script: &mut Script<'_>) -> Config {
     }
 }
 
-/// Has messages of the handshake differ from what they should be.
+/// Has the server change bytes of some of its handshake messages, and perhaps repeat one.
 fn forge(world: &World, script: &mut Script<'_>) {
     let mut changes = Vec::new();
     for _ in 0..script.below(4) {
@@ -121,7 +121,7 @@ fn forge(world: &World, script: &mut Script<'_>) {
     });
 }
 
-/// One of the things that become of a command.
+/// Reads from the script what the server does with a command.
 fn fate(script: &mut Script<'_>) -> Fate {
     let error = script.number() as u32;
     match script.below(12) {
@@ -155,7 +155,7 @@ fn part(script: &mut Script<'_>) -> Part {
     }
 }
 
-/// Has the server do something, or do something else from now on.
+/// Has the server do something once, or behave differently from now on.
 fn control(world: &World, script: &mut Script<'_>) {
     let server = &world.server;
     match script.below(12) {
@@ -226,7 +226,7 @@ fn control(world: &World, script: &mut Script<'_>) {
     }
 }
 
-/// A guest's queue, and the requests that it has asked for.
+/// A guest's queue, and the tags of its requests in flight.
 struct Guest<'w> {
     disk: Disk<'w>,
     pending: Vec<usize>,
@@ -296,7 +296,8 @@ impl Guest<'_> {
     }
 }
 
-/// From here on the server is a good one: everything completes, or the export was given up. It is let go of.
+/// Makes the server a well-behaved one, and checks that all requests complete, or that the export was given up, and
+/// that the disks close.
 fn end(world: &World, mut guests: Vec<Guest<'_>>) {
     let server = &world.server;
     server.decide(|_| Fate::Done);
@@ -308,7 +309,7 @@ fn end(world: &World, mut guests: Vec<Guest<'_>>) {
         config.refuses_writes_early = None;
         let export = &mut config.exports[0];
         export.name = "disk".to_string();
-        // With impossible ones it would be tried again for ever.
+        // With impossible block sizes, the client would reconnect for ever.
         export.sizes = None;
     });
     server.finish_reversed();

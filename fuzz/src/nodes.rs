@@ -13,7 +13,7 @@ use bulkhead_xenbus::NodeMap;
 use bulkhead_xenbus::XenbusState;
 use std::collections::HashSet;
 
-/// A line in the log, and an error node, do not have more characters for a guest's word.
+/// The most characters of an error that quotes what a guest wrote.
 const LONGEST_MESSAGE: usize = 160;
 
 fn nodes(text: &str) -> NodeMap {
@@ -22,7 +22,7 @@ fn nodes(text: &str) -> NodeMap {
     pairs.map(owned).collect()
 }
 
-/// The nodes of a frontend's directory.
+/// Fuzzes the parser of a frontend's nodes. The input is lines `NAME=VALUE`.
 pub fn frontend(bytes: &[u8]) {
     let _heap = heap::of_parser(bytes);
     let text = String::from_utf8_lossy(bytes);
@@ -62,7 +62,8 @@ pub fn frontend(bytes: &[u8]) {
     }
 }
 
-/// The nodes of a backend directory, which the toolstack writes, and paths that a watch names.
+/// Fuzzes the parsers of a backend directory's nodes, which the toolstack writes (lines `NAME=VALUE`), and of the paths
+/// that watch events name (other lines).
 pub fn toolstack(bytes: &[u8]) {
     let _heap = heap::of_parser(bytes);
     let text = String::from_utf8_lossy(bytes);

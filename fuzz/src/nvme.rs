@@ -9,20 +9,20 @@ use bulkhead_nvme_testing::{Config, FakeNamespace, Fate};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// The pages of all requests together; a request uses those from its tag on.
+/// The number of pages that all requests share. A request uses the pages from the number of its tag on.
 const PAGES: usize = 64;
 
-/// The queues: two on the first vCPU, one on the second.
+/// The vCPU of each queue: two on the first vCPU, one on the second.
 const QUEUES: [u32; 3] = [0, 0, 1];
 
-/// The most requests of a queue.
+/// The queue depth that each queue asks for.
 const REQUESTS: usize = 40;
 
-/// A script for a controller and for guests.
+/// Fuzzes the NVMe driver. The input is a script for a controller and for guests.
 ///
 /// # Panics
-/// If a request completes that was not asked for, if one never does, or if the controller is told to access what it
-/// may not.
+/// If a request completes that is not pending, if one never does, or if the driver gives the controller an address that
+/// the controller may not access.
 pub fn nvme(script: &[u8]) {
     let _heap = heap::limited(8 << 20);
     let mut script = Script::new(script);
@@ -57,7 +57,7 @@ pub fn nvme(script: &[u8]) {
     world.sim.assert_no_violations();
 }
 
-/// What the controller is like, and how what it says of itself differs from that.
+/// Reads the controller's configuration from the script, with changes to the data of its Identify commands (opcode 6).
 fn config(script: &mut Script<'_>) -> Config {
     let changes = Arc::new(Mutex::new(Vec::new()));
     for _ in 0..script.below(4) {
@@ -97,7 +97,7 @@ fn config(script: &mut Script<'_>) -> Config {
     config
 }
 
-/// Has the controller do something, or do something else from now on.
+/// Has the controller do something once, or behave differently from now on.
 fn control(world: &World, script: &mut Script<'_>) {
     let fake = &world.fake;
     let status = Status::new(script.number() as u16);
@@ -170,7 +170,7 @@ fn control(world: &World, script: &mut Script<'_>) {
     }
 }
 
-/// A guest's queue, and the requests that it has asked for.
+/// A guest's queue, and the tags of its requests in flight.
 struct Guest<'w> {
     disk: Disk<'w>,
     pending: Vec<usize>,
@@ -242,7 +242,8 @@ impl Guest<'_> {
     }
 }
 
-/// From here on the controller is a good one: everything completes, or the controller was given up. It is let go of.
+/// Makes the controller a well-behaved one, and checks that all requests complete, or that the controller was given up,
+/// and that the disks close and the driver releases the controller.
 fn end(world: &World, mut guests: Vec<Guest<'_>>) {
     world.fake.decide(|_| Fate::Done);
     world.fake.decide_admin(|_| Fate::Done);

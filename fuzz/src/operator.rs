@@ -7,7 +7,7 @@ use bulkhead_images::{Catalog, GrowRequest, ImageMemory};
 use std::ptr::NonNull;
 use std::time::Duration;
 
-/// The text of a node, or a command line.
+/// Fuzzes the parsers of an operator's requests and options. The input is the text of a node, or a command line.
 pub fn operator(bytes: &[u8]) {
     let _heap = heap::of_parser(bytes);
     let text = String::from_utf8_lossy(bytes);
@@ -29,7 +29,7 @@ pub fn operator(bytes: &[u8]) {
     options(&text);
 }
 
-/// A domain without any memory to spare has to say why it cannot.
+/// Checks that a domain without spare memory refuses to grow an image, with an error that names the image.
 fn refuse(request: &GrowRequest) {
     let mut ramdisk = vec![0; 4096];
     let base = NonNull::from(&mut ramdisk[..]).cast();

@@ -5,7 +5,7 @@ use bulkhead_ring::Format;
 use bulkhead_ring::blkif::{Abi, Blkif, Operation, SLOT_SIZE, Segment, Status};
 use bulkhead_xen::PAGE_SIZE;
 
-/// A slot: its ABI and its bytes.
+/// Fuzzes the request parser. The input is the ABI (even: 64-bit, odd: 32-bit), then the bytes of a slot.
 pub fn requests(bytes: &[u8]) {
     let _heap = heap::of_parser(bytes);
     let Some((abi, bytes)) = bytes.split_first() else {
@@ -36,7 +36,7 @@ pub fn requests(bytes: &[u8]) {
         }
         Operation::Flush | Operation::Discard(_) => {}
     }
-    // What was understood says the same when it is written again.
+    // A request that was accepted is the same after it is encoded and decoded again.
     let mut again = [0; SLOT_SIZE];
     format.encode_request(&request, &mut again);
     assert_eq!(format.decode_request(&again), Ok(request));

@@ -8,8 +8,9 @@ use std::ptr::NonNull;
 #[repr(C, align(4096))]
 struct Page([u8; 4096]);
 
-/// The memory of a ring, and what the guest writes into it between two looks: ABI, number of
-/// writes, then the writes (offset and byte), then the memory.
+/// Fuzzes the backend's end of a ring. The input is the ABI (even: 64-bit, odd: 32-bit), the number of the guest's
+/// writes, then the writes (an offset of two bytes, little-endian, and a byte), one of which is made each time that the
+/// ring is empty, then the first content of the ring's page.
 pub fn ring(bytes: &[u8]) {
     let _heap = heap::of_parser(bytes);
     let [abi, writes, bytes @ ..] = bytes else {
@@ -51,7 +52,7 @@ fn serve(abi: u8, base: NonNull<u8>, writes: &[u8]) {
                 back.respond(&response).expect("each is answered once");
             }
         };
-        // Some are answered late.
+        // Every third request is answered here, after the others, with the identifier 0.
         while back.outstanding() > 0 {
             let flush = bulkhead_ring::blkif::Request::flush(Default::default());
             back.respond(&flush.response(Status::Error))
@@ -61,7 +62,7 @@ fn serve(abi: u8, base: NonNull<u8>, writes: &[u8]) {
         if error.is_some() {
             break;
         }
-        // Asks to be told of the next request; what it finds is looked at above.
+        // Asks to be notified of the next request; one that is there already is taken in the next turn.
         let _ = back.final_check();
         let Some(write) = writes.next() else { break };
         let offset = usize::from(u16::from_le_bytes([write[0], write[1]])) % 4096;

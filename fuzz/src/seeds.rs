@@ -1,4 +1,4 @@
-//! Seeds of the inputs: kept files, and seeds that are made here because they would be binary.
+//! Seeds of the targets: files in `seeds/`, and seeds that are made here because as files they would be binary.
 
 use bulkhead_ring::Format;
 use bulkhead_ring::blkif::{
@@ -9,17 +9,17 @@ use bulkhead_xen::GrantRef;
 use bulkhead_xenstore_client::wire::{Header, MessageType, RequestId as Question, TransactionId};
 use std::path::{Path, PathBuf};
 
-/// The folder with the kept files of a target.
+/// Returns the folder with the seed files of a target.
 pub fn folder(target: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("seeds")
         .join(target)
 }
 
-/// All seeds of a target, with their names.
+/// Returns all seeds of a target, with their names, in the order of the names.
 ///
 /// # Panics
-/// If a kept file cannot be read.
+/// If the folder or a file in it cannot be read, or if a file is neither `.hex` nor `.txt`, or not hexadecimal.
 pub fn of(target: &str) -> Vec<(String, Vec<u8>)> {
     let mut seeds = made(target);
     let files = std::fs::read_dir(folder(target)).expect("each target has a folder of seeds");
@@ -38,7 +38,7 @@ pub fn of(target: &str) -> Vec<(String, Vec<u8>)> {
     seeds
 }
 
-/// Bytes in hexadecimal, with `#` before comments.
+/// Parses bytes in hexadecimal, with `#` before comments.
 fn hex(text: &str) -> Vec<u8> {
     let code = text.lines().filter_map(|line| line.split('#').next());
     let digits: String = code.flat_map(str::split_whitespace).collect();
@@ -111,7 +111,7 @@ fn slots() -> impl Iterator<Item = (u8, Vec<u8>)> {
     })
 }
 
-/// A ring with some requests on it, and a guest that then publishes more.
+/// Returns a ring with five published requests, and a guest that then publishes four more, and eleven more.
 fn ring_with(abi: u8, slot: &[u8]) -> Vec<u8> {
     let size = Blkif::new([Abi::X86_64, Abi::X86_32][usize::from(abi)]).slot_size();
     let mut bytes = vec![abi, 2, 0, 0, 9, 0, 0, 20, 5, 0, 0, 0, 1, 0, 0, 0];
@@ -122,7 +122,8 @@ fn ring_with(abi: u8, slot: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The answers that all tasks wait for.
+/// Returns the replies that the tasks of the target `xenstore` wait for, and a watch event; the first byte is how many
+/// bytes arrive at a time.
 fn replies() -> Vec<u8> {
     let answers: [(MessageType, u32, &[u8]); 7] = [
         (MessageType::READ, 1, b"value"),

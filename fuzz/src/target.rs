@@ -4,7 +4,7 @@ use crate::heap;
 use bulkhead_images::target::{NullTarget, RamTarget};
 use bulkhead_images::{Access, Sector, Stores, Target};
 
-/// The text of a target.
+/// Fuzzes the parser of `target=`. The input is the text.
 pub fn target(bytes: &[u8]) {
     let _heap = heap::of_parser(bytes);
     let text = String::from_utf8_lossy(bytes);

@@ -5,7 +5,8 @@ use bulkhead_upgrade::candidate::{Candidate, Version};
 use bulkhead_upgrade::testing::{file, running};
 use bulkhead_upgrade::{Request, Running, Way, elf};
 
-/// The file, from its first byte on, and the request.
+/// Fuzzes the checks of a new version, and the parser of the request. The input is used as the file, and as the
+/// request.
 pub fn upgrade(bytes: &[u8]) {
     let _heap = heap::of_parser(bytes);
     if let Ok(end) = elf::headers_end(bytes) {
@@ -42,7 +43,7 @@ fn take_over(bytes: &[u8], running: &Running) {
     }
 }
 
-/// Files that are in order.
+/// Returns valid files of two versions.
 pub fn seeds() -> Vec<Vec<u8>> {
     [[0, 1, 0], [9, 0, 0]]
         .map(|version| file(Version(version)))

@@ -7,16 +7,16 @@ use bulkhead_images::{IoSegment, Op, Submitted, Tag};
 use bulkhead_virtio_testing::{Config, F, Fate, World};
 use std::time::Duration;
 
-/// The pages of all requests together; a request uses those from its tag on.
+/// The number of pages that all requests share. A request uses the pages from the number of its tag on.
 const PAGES: usize = 64;
 
-/// The vCPUs of the queues.
+/// The vCPU of each queue: two on the first vCPU, one on the second.
 const QUEUES: [u32; 3] = [0, 0, 1];
 
-/// The most requests of a queue.
+/// The queue depth that each queue asks for.
 const REQUESTS: usize = 40;
 
-/// Features that a device offers or does not, unlike the usual one.
+/// Sets of features. The device offers the usual ones, but those of one set only if they are not usual.
 const CHANGED: [F; 10] = [
     F::empty(),
     F::INDIRECT_DESC,
@@ -30,11 +30,11 @@ const CHANGED: [F; 10] = [
     F::ACCESS_PLATFORM,
 ];
 
-/// A script for a device and for guests.
+/// Fuzzes the virtio-blk driver. The input is a script for a device and for guests.
 ///
 /// # Panics
-/// If a request completes that was not asked for, if one never does, or if the device is told to access what it may
-/// not.
+/// If a request completes that is not pending, if one never does, or if the driver gives the device an address that the
+/// device may not access.
 pub fn virtio(script: &[u8]) {
     let _heap = heap::limited(8 << 20);
     let mut script = Script::new(script);
@@ -68,14 +68,14 @@ pub fn virtio(script: &[u8]) {
     world.sim.assert_no_violations();
 }
 
-/// What the device is like, and how what it says of itself differs from that.
+/// Reads the device's configuration from the script, with changes to bytes of its configuration structure.
 fn config(script: &mut Script<'_>) -> Config {
     let usual = Config::default();
     let forged = (0..script.below(4))
         .map(|_| (script.number() as usize % 60, script.byte()))
         .collect();
     Config {
-        // More or less than it usually offers, but for what it is not used without.
+        // VERSION_1 is always offered: the driver uses no device without it.
         features: usual.features.symmetric_difference(script.pick(&CHANGED)),
         bytes: vec![0; 64 << script.pick(&[9, 12])],
         block: script.pick(&[512, 512, 4096, 1024]),
@@ -90,7 +90,7 @@ fn config(script: &mut Script<'_>) -> Config {
     }
 }
 
-/// Has the device do something, or do something else from now on.
+/// Has the device do something once, or behave differently from now on.
 fn control(world: &World, script: &mut Script<'_>) {
     let fake = &world.fake;
     match script.below(16) {
@@ -143,7 +143,7 @@ fn control(world: &World, script: &mut Script<'_>) {
     }
 }
 
-/// A guest's queue, and the requests that it has asked for.
+/// A guest's queue, and the tags of its requests in flight.
 struct Guest<'w> {
     disk: Disk<'w>,
     pending: Vec<usize>,
@@ -211,7 +211,8 @@ impl Guest<'_> {
     }
 }
 
-/// From here on the device is a good one: everything completes, or the device was given up. It is let go of.
+/// Makes the device a well-behaved one, and checks that all requests complete, or that the device was given up, and
+/// that the disks close and the driver releases the device.
 fn end(world: &World, mut guests: Vec<Guest<'_>>) {
     world.fake.decide(|_| Fate::Done);
     world.fake.never_reset(false);

@@ -11,13 +11,14 @@ use bulkhead_volumes::{Guid, Opening, VolumeName, Volumes};
 use bulkhead_xen::VcpuId;
 use std::sync::Arc;
 
-/// The bytes of a disk. What the tables say has to be within that.
+/// The size of a disk in bytes.
 const DISK: usize = 256 << 10;
 
-/// Where the text of a group is put, and how long it may be.
+/// The offset and size of a metadata area, in bytes. The text of a group is put there, after a header of 512 bytes.
 const AREA: (usize, usize) = (4096, 128 << 10);
 
-/// A text of a group, a disk with one of two sizes of sectors, or a name.
+/// Fuzzes the readers of volumes. The first byte of the input says what the others are: the text of a volume group, a
+/// disk with sectors of 512 or of 4096 bytes, or the name of a volume.
 pub fn volumes(bytes: &[u8]) {
     let Some((first, rest)) = bytes.split_first() else {
         return;
@@ -45,7 +46,8 @@ fn name(bytes: &[u8]) {
     }
 }
 
-/// Puts the text on as many disks as it has physical volumes, up to three.
+/// Parses the text of a volume group, puts it on as many disks as it has physical volumes, up to three, and opens its
+/// volumes.
 fn group(text: &[u8]) {
     let limit_of_group = limit(text);
     let Ok(group) = now(Group::parse(text)) else {
@@ -75,7 +77,8 @@ fn group(text: &[u8]) {
     open_all(&disks, text.as_bytes());
 }
 
-/// A disk that begins with the first half of the bytes and ends with the others.
+/// Opens the volumes of a disk that begins with the first half of the bytes and ends with the others, as it is, and
+/// with the checksums corrected.
 fn disk(bytes: &[u8], size: SectorSize) {
     let (start, end) = bytes.split_at((bytes.len() / 2).min(DISK / 2));
     let end = &end[..end.len().min(DISK / 2)];
@@ -111,7 +114,8 @@ fn table(disk: &Disk) -> Option<Table> {
     })
 }
 
-/// Opens every volume there is: no two of them have the same sectors.
+/// Opens the volumes, up to 64, and checks that together they have no more sectors than the disks: none can be open
+/// twice, and no two may overlap.
 fn open_all(disks: &[Disk], bytes: &[u8]) {
     let _heap = limit(bytes);
     let volumes = Volumes::default();
@@ -153,7 +157,7 @@ fn open_all(disks: &[Disk], bytes: &[u8]) {
     assert!(all <= room, "{all} sectors on disks with {room}");
 }
 
-/// A disk of each kind, in both sizes of sectors.
+/// Returns disks with a volume group and with a partition table, each with both sizes of sectors.
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
     const TEXT: &str = "vg0 { id = \"mmJOHT-ehWI-0Gl5-gFbO-Fn9K-31dL-nIUNlL\" seqno = 1 format = \"lvm2\" status = []
         extent_size = 8 physical_volumes { pv0 { id = \"QiELpN-RG9Z-raIZ-gFaf-uBoc-Uo6O-eC6FmL\" pe_start = 16

@@ -30,7 +30,8 @@ impl Transport for Bytes {
     fn notify(&mut self) {}
 }
 
-/// How many arrive at a time, then what xenstored sends.
+/// Fuzzes the xenstore client. The input is the number of bytes that arrive at a time, then the bytes that xenstored
+/// sends.
 pub fn xenstore(bytes: &[u8]) {
     let _heap = heap::of_parser(bytes);
     let Some((&chunk, bytes)) = bytes.split_first() else {
@@ -45,7 +46,7 @@ pub fn xenstore(bytes: &[u8]) {
     let answered = Rc::new(RefCell::new(0));
     let mut waiting = waiting(&client, &answered);
     let count = waiting.len();
-    // All ask, so that their requests have the numbers 1 and on.
+    // All tasks send their requests, which get the identifiers from 1 on, so that an input can answer them.
     waiting.retain_mut(|task| task.as_mut().now_or_never().is_none());
     let first = connection.pump();
     waiting.retain_mut(|task| task.as_mut().now_or_never().is_none());
@@ -59,7 +60,7 @@ pub fn xenstore(bytes: &[u8]) {
 
 type Task = std::pin::Pin<Box<dyn Future<Output = ()>>>;
 
-/// Tasks that each wait for something else.
+/// Returns tasks that each wait for the reply to another kind of request.
 fn waiting(client: &Client, answered: &Rc<RefCell<usize>>) -> Vec<Task> {
     let task = |future: Task| {
         let answered = answered.clone();
@@ -92,7 +93,7 @@ fn waiting(client: &Client, answered: &Rc<RefCell<usize>>) -> Vec<Task> {
     ]
 }
 
-/// The parsers by themselves.
+/// Checks the parsers without a client.
 fn parse(bytes: &[u8]) {
     let mut rest = bytes;
     while let Ok(Some((message, after))) = Message::split(rest) {

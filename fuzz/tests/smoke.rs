@@ -3,7 +3,7 @@
 use bulkhead_fuzz::{TARGETS, seeds};
 use std::panic::catch_unwind;
 
-/// A generator that gives the same numbers in every run (splitmix64).
+/// A generator of numbers that are the same in every run (splitmix64).
 struct Random(u64);
 
 impl Random {
@@ -38,7 +38,7 @@ impl Random {
     }
 }
 
-/// Returns the number of mutations: by default as many as a second or a few allow.
+/// Returns the number of mutations to try: `BULKHEAD_FUZZ_ROUNDS`, or `default`, which takes a few seconds.
 fn rounds(default: usize) -> usize {
     let asked = std::env::var("BULKHEAD_FUZZ_ROUNDS").ok();
     asked.map_or(default, |asked| asked.parse().expect("a number of rounds"))

@@ -1,4 +1,4 @@
-//! The disks that the guest may have; what they held is put back after each input.
+//! The disks that the guest may have. Their content is restored after each input.
 
 use bulkhead_blkback_testkit::{Script, World, content};
 use bulkhead_images::testing::{Delayed, OpenNow};
@@ -17,26 +17,26 @@ pub struct Disk {
     pub device: Arc<dyn BlockDevice>,
     /// Holds requests back, if the disk is a slow one.
     pub late: Option<Delayed>,
-    /// What is put back into it, if it can be written.
+    /// The content to restore after an input, if the guest can write the image.
     original: Option<Original>,
-    /// How the sectors of all other images begin.
+    /// The first bytes of each sector of all other images.
     pub foreign: HashSet<Mark>,
 }
 
-/// An image as it was.
+/// An image, with the content that it had at first.
 struct Original {
     /// The image itself.
     device: Arc<dyn BlockDevice>,
-    /// The bytes of the ramdisk that it is.
+    /// The range of the ramdisk's bytes that the image is, whose length is [`DISK_SIZE`].
     bytes: Range<usize>,
-    /// What it held, in pages of the driver domain's.
+    /// The content, in pages of the driver domain.
     content: Vec<IoSegment>,
 }
 
 /// The first bytes of a sector, which no two of the images share.
 pub type Mark = [u8; 16];
 
-/// The guest's disks: what each is, and whether it may be written and answers late.
+/// The guest's disks: the target, the access, and whether the disk answers only when the script lets it (`late`).
 pub const DISKS: [(&str, Access, bool); 5] = [
     ("ram:disk0,discard=release", Access::ReadWrite, false),
     ("ram:disk1,sector-size=4096", Access::ReadWrite, false),
@@ -72,18 +72,18 @@ impl Disk {
             device: late.clone().map_or(device, |late| Arc::new(late)),
             late,
             original,
-            // What is between images holds nothing.
+            // Between images, and where an image is empty, all bytes are zero.
             foreign: marks.filter(|mark| *mark != [0; 16]).collect(),
         }
     }
 
-    /// Returns the bytes of the ramdisk that the guest may change.
+    /// Returns the range of the ramdisk's bytes that the guest may change.
     pub fn own_bytes(&self) -> Range<usize> {
         let original = self.original.as_ref();
         original.map_or(0..0, |original| original.bytes.clone())
     }
 
-    /// A slow disk answers something, or fails.
+    /// Lets a slow disk complete or fail requests that it holds back, as the script says.
     pub fn answer_late(&self, script: &mut Script<'_>) {
         let Some(late) = self.late.as_ref().filter(|late| late.held() > 0) else {
             return;
@@ -96,7 +96,7 @@ impl Disk {
         }
     }
 
-    /// Writes what the image held in the beginning.
+    /// Restores the content that the image had at first.
     pub fn put_back(&self) {
         let Some(original) = &self.original else {
             return;
@@ -115,13 +115,13 @@ impl Disk {
     }
 }
 
-/// Bytes in pages of the driver domain's, to be written from there.
+/// Copies bytes into new pages of the driver domain, and returns the segments of a write from there.
 fn segments(world: &World, bytes: &[u8]) -> Vec<IoSegment> {
     let pages = bytes.chunks(PAGE_SIZE);
     let segment = |bytes: &[u8]| {
         let page = world.storage.alloc_page();
         let from = NonNull::from(bytes).cast();
-        // SAFETY: a page just taken, which nothing else writes.
+        // SAFETY: the page was just allocated, and nothing else accesses it.
         unsafe { page.copy_from_nonoverlapping(from, bytes.len()) };
         // SAFETY: domain memory stays mapped as long as the machine, and nothing refers into it.
         unsafe { IoSegment::new(page, bytes.len(), None) }

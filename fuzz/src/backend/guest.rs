@@ -1,5 +1,5 @@
-//! The guest that does as a script says. Its pages and grants stay where they are, so that making
-//! them anew for each input costs next to nothing, and a script can name any of them.
+//! The guest that does as a script says. Its pages and grant references are the same for each input, so that to reset
+//! them is cheap, and a script can name any of them.
 
 use super::disk::Mark;
 use bulkhead_blkback_testkit::{Guest, POISON, Script, World};
@@ -14,16 +14,16 @@ use bulkhead_xen_sim::SimDomain;
 use std::collections::HashSet;
 use std::ptr::NonNull;
 
-/// Its pages: the ring, those for segments of indirect requests, those for data.
+/// The guest's pages, in this order: the ring, the pages that list the segments of indirect requests, data.
 const RING_PAGES: usize = 4;
 const INDEX_PAGES: usize = 2;
 const DATA_PAGES: usize = 18;
 const PAGES: usize = RING_PAGES + INDEX_PAGES + DATA_PAGES;
-/// The last of them are granted for reading alone.
+/// The first of the pages that are granted read-only; all later ones are, too.
 const READ_ONLY_FROM: usize = PAGES - 4;
-/// The grant of the first page; those of the others follow.
+/// The grant reference of the first page; those of the others follow.
 const FIRST_GRANT: u32 = 8;
-/// Where the first slot of a ring is.
+/// The offset of the first slot of a ring, in bytes (`ring.h`: four indices and 48 reserved bytes).
 const RING_HEADER: usize = 64;
 
 const KINDS: [TransferKind; 5] = [
@@ -46,12 +46,13 @@ pub struct HostileGuest {
     abi: Abi,
     ring_pages: usize,
     port: Option<Port>,
-    /// Its request producer, the published one or not.
+    /// The request producer of this guest, which may not be published yet.
     produced: u32,
-    /// Whether all it did so far is what a good frontend does, too.
+    /// False once the guest has done something that no well-behaved frontend does.
     good: bool,
-    /// Requests without an answer, as far as it is good, and the answers taken.
+    /// The requests in flight, as long as the guest is well-behaved.
     asked: HashSet<RequestId>,
+    /// The index of the next response to take.
     taken: u32,
     next_id: u64,
 }
@@ -78,7 +79,7 @@ impl HostileGuest {
         self.domain.id()
     }
 
-    /// Begins anew: an empty ring, pages that hold nothing, all of them granted.
+    /// Starts over: with an empty ring, data pages full of [`POISON`], and all pages granted to the backend.
     pub fn reset(&mut self, abi: Abi, ring_pages: usize) {
         (self.abi, self.ring_pages) = (abi, ring_pages);
         (self.produced, self.taken, self.next_id) = (0, 0, 0);
@@ -94,7 +95,7 @@ impl HostileGuest {
         for page in 0..PAGES {
             self.grant(page, self.backend, EntryFlags::empty());
         }
-        // Both ends ask for the first of each.
+        // Both ends ask to be notified of the first request or response.
         let ring = self.ring();
         ring.store(Index::RequestEvent, 1);
         ring.store(Index::ResponseEvent, 1);
@@ -112,12 +113,14 @@ impl HostileGuest {
             .grant(gref(page), to, self.domain.frame_of(address), flags);
     }
 
-    /// Notes that it has done what no good frontend does: from here on nothing is expected of its responses.
+    /// Notes that the guest has done something that no well-behaved frontend does: from here on, its responses are not
+    /// checked.
     pub fn misbehaves(&mut self) {
         self.good = false;
     }
 
-    /// Makes its ring look used before. Returns whether the queue may be refused.
+    /// Sets the ring's indices as if the ring had been in use before. Returns whether the backend may refuse the queue,
+    /// because the indices may contradict each other.
     pub fn used_before(&mut self, script: &mut Script<'_>) -> bool {
         let (ring, answered) = (self.ring(), script.number() as u32);
         (self.produced, self.taken) = (answered, answered);
@@ -163,7 +166,7 @@ impl HostileGuest {
         ring_slots(self.ring_pages * PAGE_SIZE, size)
     }
 
-    /// Shows the backend what it was asked for, has it served, and takes the answers.
+    /// Publishes the requests, notifies the backend, lets it run, and takes the responses.
     pub fn show(&mut self, world: &World) {
         self.publish();
         self.notify();
@@ -240,7 +243,7 @@ impl HostileGuest {
         }
     }
 
-    /// Up to eleven segments, of which any may be impossible.
+    /// Returns up to `count` segments, any of which may lie in the ring itself or in a page that was never granted.
     fn segments(&mut self, count: usize, script: &mut Script<'_>) -> Vec<Segment> {
         let first = script.below(PAGES);
         // Most are plain: whole pages of data, one after the other.
@@ -257,7 +260,7 @@ impl HostileGuest {
             let (from, to) = (any & 7, any >> 3 & 7);
             let page = match any >> 6 {
                 3 => {
-                    // Its own ring, perhaps, or what it never granted.
+                    // Any page: one of the ring, perhaps, or one that was never granted.
                     *good = false;
                     usize::from(script.byte()) % (PAGES + 8)
                 }
@@ -310,7 +313,7 @@ impl HostileGuest {
 
     /// Puts a request into the ring, if there is room.
     fn put_request(&mut self, request: &Request) {
-        // What was answered and not taken has its slot yet.
+        // A response that is not taken occupies its slot.
         self.take_answers();
         let free_from = match self.good {
             true => self.taken,
@@ -335,7 +338,7 @@ impl HostileGuest {
         self.produced = self.produced.wrapping_add(1);
     }
 
-    /// A good frontend's requests are answered once each.
+    /// Takes the responses of a well-behaved guest, and checks that each is for a request in flight.
     fn take_answers(&mut self) {
         if !self.good {
             return;
@@ -355,14 +358,15 @@ impl HostileGuest {
         ring.store(Index::ResponseEvent, self.taken.wrapping_add(1));
     }
 
-    /// A good frontend has all its answers.
+    /// Checks that no request of a well-behaved guest is in flight.
     pub fn assert_all_answered(&mut self) {
         self.take_answers();
         let left = self.asked.len();
         assert!(!self.good || left == 0, "{left} requests have no answer");
     }
 
-    /// Looks at how each sector of its pages begins: nothing is moved by less than a sector.
+    /// Checks that no sector of another image is in the guest's pages, by the first bytes of each sector: the backend
+    /// moves whole sectors only.
     pub fn assert_has_none_of(&self, foreign: &HashSet<Mark>) {
         for at in (0..PAGES * PAGE_SIZE).step_by(512) {
             // SAFETY: within the guest's own pages, which nothing refers into.
@@ -373,7 +377,8 @@ impl HostileGuest {
     }
 }
 
-/// Mostly a few: each segment is a page that Xen has to map, which is what takes time.
+/// Returns a count from 1 to 4, and sometimes one from 0 to `most`: the simulated Xen has to map the page of each
+/// segment, which takes most of the time.
 fn few_or(script: &mut Script<'_>, most: usize) -> usize {
     match script.byte() {
         few @ 0..224 => 1 + usize::from(few) % 4,

@@ -1,8 +1,8 @@
 //! A guest whose disk is connected, on a machine that stays up from one input to the next.
 //!
-//! An input begins with a new queue, connected as the disk's task would do it, and ends when that
-//! has given everything back. What is left of an input is put back before the next one: the guest's
-//! pages and grants, and what its disks hold. So an input does the same whatever came before it.
+//! An input begins with a new queue, connected as the disk's task would do it, and ends when the queue has released all
+//! that it used. The guest's pages and grants, and the content of its disks, are restored between two inputs. So an
+//! input does the same whatever came before it.
 
 mod disk;
 mod guest;
@@ -19,20 +19,21 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-/// The number of times that a slow disk's requests are let through before a queue has to have ended.
+/// The most times that a slow disk's requests are completed before a queue must have ended.
 const ROUNDS: usize = 1000;
 
 thread_local! {
-    /// It is never dropped: when a thread ends, what a machine would need for that may be gone.
+    /// The machine of this thread. It is never dropped: when a thread ends, other thread-local state that the machine
+    /// uses may be gone.
     static MACHINE: RefCell<Option<&'static mut Machine>> = const { RefCell::new(None) };
 }
 
-/// A script for a guest with a connected disk.
+/// Fuzzes the data path of the backend. The input is a script for a guest with a connected disk.
 ///
 /// # Panics
 /// If the backend breaks any rule.
 pub fn backend(script: &[u8]) {
-    // Where an input fails, the next one has a new machine.
+    // After an input that fails, the next one gets a new machine, since this one is not put back.
     let kept = MACHINE.with_borrow_mut(Option::take);
     let machine = kept.unwrap_or_else(|| Box::leak(Box::new(Machine::new())));
     let heap = heap::limited(4 << 20);
@@ -48,9 +49,10 @@ struct Machine {
     bystander: Bystander<'static>,
     guest: HostileGuest,
     disks: Vec<Disk>,
-    /// What the ramdisk holds.
+    /// The content of the ramdisk at first.
     ramdisk: Vec<u8>,
-    /// What the driver domain holds while the guest has no disk: mappings, ports, address space.
+    /// What the driver domain has while the guest has no disk: live mappings, open ports, and the free part of the
+    /// foreign region.
     idle: [usize; 3],
 }
 
@@ -61,16 +63,16 @@ impl Machine {
             options: options(DataPath::Auto),
             ..Setup::default()
         };
-        // All of it is compared after each input.
+        // The images are small, since the whole ramdisk is compared after each input.
         for (number, image) in (0..).zip(&mut setup.images) {
             image.1 = content(number, DISK_SIZE);
         }
-        // A disk holds on to what it was opened from, for as long as the program runs.
+        // Leaked: the bystander borrows it, and the disks use its memory, for as long as the program runs.
         let world: &'static World = Box::leak(Box::new(World::with(setup)));
         let ramdisk = world.ramdisk();
         let disks = (0..).zip(DISKS);
         let disks = disks.map(|(number, kind)| Disk::open(world, &ramdisk, number, kind));
-        // Its pages stay mapped: to map them for each input is what would take longest.
+        // Persistent grants: to map the bystander's pages for each input would take most of the time.
         let mut bystander = Bystander::styled(world, Style::persistent(true));
         bystander.glance();
         Machine {
@@ -109,8 +111,8 @@ impl Machine {
         self.disks[setting.disk].put_back();
     }
 
-    /// Has a queue served, unless the script has something else in mind than a ring and an event
-    /// channel of the guest's.
+    /// Connects a queue and starts it. Returns `None` if the backend refuses it, which it may do only if the script has
+    /// put something else in place of the guest's ring or event channel.
     fn connect(&mut self, setting: &Setting, script: &mut Script<'_>) -> Option<QueueControl> {
         let (mut ring, mut event_channel) = (self.guest.ring_refs(), self.guest.open_port());
         let mut wrong = false;
@@ -220,7 +222,8 @@ impl Setting {
     }
 }
 
-/// Publishes responses at once: the guest has no influence on how long they are held back.
+/// Returns options by which the backend neither polls nor holds responses back: the guest has no influence on those
+/// times.
 fn options(data_path: DataPath) -> Options {
     Options {
         data_path,
@@ -230,7 +233,7 @@ fn options(data_path: DataPath) -> Options {
     }
 }
 
-/// Mappings, ports, address space.
+/// Returns the live mappings, the open ports, and the free part of the foreign region.
 fn held(world: &World) -> [usize; 3] {
     let storage = &world.storage;
     [
@@ -240,7 +243,7 @@ fn held(world: &World) -> [usize; 3] {
     ]
 }
 
-/// Ends a queue, which finishes what it has taken.
+/// Stops a queue, and waits until it has completed the requests that it has taken.
 fn disconnect(world: &World, queue: QueueControl, disk: &Disk) {
     let ended = Rc::new(Cell::new(false));
     let end = ended.clone();

@@ -12,7 +12,8 @@ use bulkhead_xen_sim::xenstore::toolstack::{self, Disk, Vbd};
 use bulkhead_xen_sim::{SimDomain, SimVcpu};
 use std::time::Duration;
 
-/// What a backend that behaves says of itself, and of its disk.
+/// The nodes that a well-behaved backend writes before the frontend publishes its rings (`OFFER`), and before it is
+/// connected (`DISK`).
 const OFFER: [(&str, &str); 2] = [
     ("max-ring-page-order", "2"),
     ("multi-queue-max-queues", "2"),
@@ -26,10 +27,10 @@ const DISK: [(&str, &str); 6] = [
     ("info", "0"),
 ];
 
-/// The time in which rings are published to a backend that offers the disk.
+/// The most time in which the driver domain publishes its rings to a backend in `InitWait`.
 const PUBLISHES: Duration = Duration::from_secs(5);
 
-/// What others say.
+/// Nodes of the backend's directory that the script may write or remove, and values for them.
 const NODES: [&str; 16] = [
     "max-ring-page-order",
     "max-ring-pages",
@@ -65,28 +66,29 @@ const INDICES: [Index; 4] = [
     Index::ResponseEvent,
 ];
 
-/// The byte that a good backend's disk is full of.
+/// The byte that a well-behaved backend returns for all reads.
 pub const DATA: u8 = 0x5a;
 
 /// How a backend has behaved since it connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Conduct {
-    /// As a good backend.
+    /// As a well-behaved backend.
     Good,
-    /// It has given wrong answers, or answers without data.
+    /// It has given wrong responses, or responses to reads without data.
     WrongAnswers,
-    /// Nothing can be said of what it has in its rings.
+    /// It may have done anything: nothing is known of its rings.
     Anything,
 }
 
-/// A ring that it has mapped, with the event channel.
+/// A ring that the backend has mapped, with the event channel.
 struct Ring {
     // Dropped before the memory that it is in.
     back: BackRing<SharedPages, Blkif>,
     pages: MappedPages<SimVcpu>,
     port: Port,
+    /// The requests without a response.
     taken: Vec<Request>,
-    /// A request was answered and may be answered again: another one may have its identifier meanwhile.
+    /// True once a request was answered and may be answered again, when another one may have its identifier.
     answered_twice: bool,
 }
 
@@ -117,7 +119,8 @@ impl<'w> Liar<'w> {
         }
     }
 
-    /// Connects as a good backend does, if the driver domain wants it to: a disk that was given up is not used again.
+    /// Connects as a well-behaved backend does, unless the driver domain publishes no rings: it does not use a disk
+    /// again that it has given up.
     pub fn behave(&mut self) {
         for (name, value) in OFFER {
             self.write(name, value);
@@ -148,7 +151,7 @@ impl<'w> Liar<'w> {
         }
     }
 
-    /// Says anything.
+    /// Writes or removes a node of the backend's directory, or removes the directory.
     pub fn say(&mut self, script: &mut Script<'_>) {
         self.conduct = Conduct::Anything;
         let name = script.pick(&NODES);
@@ -166,7 +169,7 @@ impl<'w> Liar<'w> {
         }
     }
 
-    /// Connects to the rings that the driver domain has published, instead of those it has.
+    /// Releases the rings that the backend has, and connects to those that the driver domain has published.
     pub fn connect(&mut self) {
         self.let_go();
         let number = |name: &str| -> Option<u32> {
@@ -222,8 +225,8 @@ impl<'w> Liar<'w> {
         }
     }
 
-    /// Takes what is asked, and answers the first `most` requests as a good backend does. `look` sees every byte
-    /// that the requests give to this domain. Returns whether it answered any.
+    /// Takes all requests, and answers the first `most` of each ring as a well-behaved backend does. `look` is called
+    /// with every page that the requests grant to this domain. Returns whether any request was answered.
     pub fn serve(&mut self, most: usize, look: impl Fn(&[u8])) -> bool {
         let (frontend, region) = (self.world.storage.id(), &self.region);
         let map = |gref| region.map_pages(frontend, &[gref]).ok()?.ok();
@@ -235,24 +238,25 @@ impl<'w> Liar<'w> {
             }
             for request in ring.taken.drain(..most.min(ring.taken.len())) {
                 any = true;
-                // More answers than it was asked for are for `answer` and `damage` to try.
+                // This fails if `answer` or `damage` has used up the responses.
                 let _ = ring.back.respond(&request.response(Status::Okay));
             }
             let _ = ring.back.publish();
-            // Asks to be told of the next request.
+            // Asks to be notified of the next request.
             let _ = ring.back.final_check();
         }
         self.notify();
         any
     }
 
-    /// Returns whether a request may be without an answer.
+    /// Returns whether a request may be in flight.
     pub fn may_have_requests(&self) -> bool {
         let has = |ring: &Ring| !ring.taken.is_empty() || ring.back.unconsumed() != Ok(0);
         self.conduct > Conduct::Good || self.rings.iter().any(has)
     }
 
-    /// Answers one request, or none, with anything. If no request can have that answer, the disk is given up.
+    /// Gives any response, to one request or to none. Checks that the driver domain gives the disk up if no request can
+    /// have that response.
     pub fn answer(&mut self, script: &mut Script<'_>) {
         let Some(count) = self.rings.len().checked_sub(1) else {
             return;
@@ -276,7 +280,7 @@ impl<'w> Liar<'w> {
                 response.operation = request.opcode();
             }
             if wrong & 4 == 0 {
-                // It does not forget it otherwise, and may answer it again.
+                // Otherwise the request stays here, and may be answered again.
                 ring.taken.retain(|one| one.id != request.id);
                 another_operation = response.id == request.id
                     && response.operation != request.opcode()
@@ -297,13 +301,13 @@ impl<'w> Liar<'w> {
         }
     }
 
-    /// The state of the driver domain's end of the disk.
+    /// Returns the state that the driver domain, as the frontend, has published; empty if there is none.
     fn frontend(&self) -> String {
         let state = self.vbd.frontend_state(&mut self.world.sim.store());
         state.unwrap_or_default()
     }
 
-    /// Writes anything into the memory of a ring.
+    /// Writes any value to an index or to a byte of a ring.
     pub fn damage(&mut self, script: &mut Script<'_>) {
         let Some(count) = self.rings.len().checked_sub(1) else {
             return;
@@ -322,7 +326,7 @@ impl<'w> Liar<'w> {
         self.notify();
     }
 
-    /// Notifies the driver domain, as far as it has a port, and runs the machine.
+    /// Notifies the driver domain of each ring, and runs the machine.
     pub fn notify(&self) {
         for ring in &self.rings {
             // The other end may be closed.
@@ -331,7 +335,7 @@ impl<'w> Liar<'w> {
         self.world.run();
     }
 
-    /// Ends with its domain, and the toolstack cleans up behind it. Call it once.
+    /// Destroys the backend's domain, and has the toolstack remove its nodes. Call it once.
     pub fn destroy(&mut self) {
         self.let_go();
         let (sim, id) = (&self.world.sim, self.domain.id());
@@ -342,7 +346,7 @@ impl<'w> Liar<'w> {
     }
 }
 
-/// Shows the data of a request to `look`, and fills what it reads.
+/// Calls `look` with each page of a request, and fills the segments of a read with [`DATA`].
 fn exchange(
     request: &Request,
     map: impl Fn(GrantRef) -> Option<MappedPages<SimVcpu>>,
@@ -356,7 +360,7 @@ fn exchange(
             let parts = bytes.chunks_exact(INDIRECT_SEGMENT_SIZE);
             let parts = parts.take(indirect.segments());
             let parsed = parts.map(|part| Segment::parse(part.try_into().expect("8 bytes")));
-            // Where it has written into the ring itself, what it reads there may be anything.
+            // `damage` may have changed the request, so that the page holds anything.
             (indirect.kind, parsed.filter_map(Result::ok).collect())
         }
         _ => return,

@@ -17,16 +17,17 @@ use liar::{Conduct, DATA, Liar};
 use std::collections::HashSet;
 use std::time::Duration;
 
-/// The number of the image that the well-behaved backend serves.
+/// The number from which the content of the well-behaved backend's image is made.
 const NEIGHBOUR: u64 = 90;
 
-/// A request goes to a backend that behaves and comes back.
+/// The most time of a request to a well-behaved backend.
 const THERE_AND_BACK: Duration = Duration::from_millis(5);
 
-/// The time in which libxl wants a disk to be gone.
+/// The time for which libxl waits for a backend to close (`LIBXL_DESTROY_TIMEOUT`).
 const LIBXL_WAITS: Duration = Duration::from_secs(10);
 
-/// A script for the backend of a disk of the driver domain's own, and for the guest that uses the disk.
+/// Fuzzes the block frontend. The input is a script for the backend of a disk of the driver domain's own, and for the
+/// guest that uses the disk.
 ///
 /// # Panics
 /// If the frontend breaks any rule.
@@ -80,7 +81,7 @@ pub fn blkfront(script: &[u8]) {
     assert_eq!(world.storage.grants_in_use(), 0, "what is granted still");
 }
 
-/// The guest whose disk comes from a backend that behaves.
+/// The guest whose disk comes from a well-behaved backend.
 struct Neighbour<'w> {
     disk: Frontend<'w>,
     data: Vec<u8>,
@@ -113,7 +114,7 @@ impl<'w> Neighbour<'w> {
         );
     }
 
-    /// What its disk is known by.
+    /// Returns all aligned 16-byte sequences of its disk.
     fn marks(&self) -> Marks {
         let marks = self.data.chunks_exact(16);
         Marks(
@@ -124,25 +125,26 @@ impl<'w> Neighbour<'w> {
     }
 }
 
-/// Runs of bytes of a disk.
+/// The aligned 16-byte sequences of a disk.
 struct Marks(HashSet<[u8; 16]>);
 
 impl Marks {
-    /// Checks that bytes which somebody else sees are not of that disk.
+    /// Checks that no bytes of that disk are among those that another domain sees.
     fn assert_none_in(&self, bytes: &[u8]) {
         let seen = bytes.chunks_exact(16).find(|mark| self.0.contains(*mark));
         assert_eq!(seen, None, "bytes of the neighbour's disk");
     }
 }
 
-/// The backend that lies, and the guest that uses its disk.
+/// The scripted backend, and the guest that uses its disk.
 struct Stage<'w> {
     world: &'w World,
     liar: Liar<'w>,
     guest: Guest<'w>,
     /// The guest's disk, and whether it is connected.
     disk: Option<(Frontend<'w>, bool)>,
-    /// Rings of disks that were taken away, which stay mapped while the backend has requests from them.
+    /// Rings of disks that were detached: the driver domain keeps them mapped while the scripted backend may have
+    /// requests from them.
     mapped: Vec<Link>,
     secrets: Marks,
 }
@@ -170,14 +172,14 @@ impl Stage<'_> {
         self.look();
     }
 
-    /// The backend takes all requests, and answers `most` of them on each ring. Returns whether it answered any.
+    /// Has the backend take all requests, and answer `most` of them on each ring. Returns whether it answered any.
     fn serve(&mut self, most: usize) -> bool {
         let secrets = &self.secrets;
         self.liar.serve(most, |bytes| secrets.assert_none_in(bytes))
     }
 
-    /// The backend answers everything. If its rings are as they should be, no request of the guest is left then: those
-    /// that it has no answer for, having given it to others, failed when it lied.
+    /// Has the backend answer everything. Unless it may have done anything to its rings, no request of the guest is in
+    /// flight then: a request whose response the backend gave to another one has failed with the disk.
     fn serve_all(&mut self) {
         loop {
             self.world.wait(THERE_AND_BACK);
@@ -207,7 +209,7 @@ impl Stage<'_> {
         }
     }
 
-    /// The guest's requests.
+    /// Has the guest submit a request, if its disk is connected and its ring has room.
     fn ask(&mut self, script: &mut Script<'_>) {
         let Some((disk, true)) = &mut self.disk else {
             return;
@@ -235,14 +237,14 @@ impl Stage<'_> {
         link.kick();
     }
 
-    /// Takes the guest's answers: each is for a request of its own, once, and has nothing of the neighbour's.
+    /// Takes the guest's responses, and checks that they are valid and hold no bytes of the neighbour's disk.
     fn look(&mut self) {
         if let Some((disk, true)) = &mut self.disk {
             look(disk.link(), &self.secrets, self.liar.conduct);
         }
     }
 
-    /// libxl takes the guest's disk away by force.
+    /// Has libxl detach the guest's disk by force.
     fn take_away(&mut self) {
         let Some((mut disk, _)) = self.disk.take() else {
             return;
@@ -270,12 +272,12 @@ impl Stage<'_> {
         }
     }
 
-    /// The backend's domain is destroyed, and another one takes its place, or none.
+    /// Destroys the backend's domain, and makes another one, which may do nothing.
     fn replace(&mut self, script: &mut Script<'_>) {
         self.liar.destroy();
         self.world
             .wait(Duration::from_millis(script.number() % 7000));
-        // The last one's answers, which may be held back for company.
+        // The driver domain may have held the last responses to the guest back, to send several with one notification.
         self.world.wait(THERE_AND_BACK);
         self.look();
         self.liar = Liar::new(self.world);
@@ -284,7 +286,8 @@ impl Stage<'_> {
         }
     }
 
-    /// The backend is gone for good: every request is answered before long, and nothing is left of either.
+    /// Destroys the backend for good, and checks that the driver domain answers every request within [`PATIENCE`] and
+    /// releases everything of the guest.
     fn end(mut self) {
         self.liar.destroy();
         self.world.wait(PATIENCE + LIBXL_WAITS);

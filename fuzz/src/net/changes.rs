@@ -15,17 +15,17 @@ pub(super) enum Change {
     Longer(usize),
     Flip(usize, u8),
     Set(usize, u8),
-    /// The backend vouches for its checksum.
+    /// The backend claims that the checksum is blank, so that the domain does not check it.
     Vouched,
-    /// It says that it was joined from several.
+    /// The backend claims that the packet was joined from several, with this payload in bytes each (GSO).
     Joined(u16),
-    /// The checksums are made right again.
+    /// The checksums are computed again.
     Mended,
 }
 
 pub(super) fn changes(script: &mut Script<'_>) -> Vec<Change> {
     let one = |script: &mut Script<'_>| {
-        // Headers are more than the rest.
+        // Most changes are in the headers.
         let at = match script.below(4) {
             0 => script.number() as usize % 1600,
             _ => script.below(80),
@@ -75,7 +75,7 @@ pub(super) fn changed(mut frame: Frame, changes: &[Change]) -> Vec<Frame> {
         .collect()
 }
 
-/// Makes the checksums right, as far as there are headers.
+/// Computes the checksums of the headers that can be parsed.
 pub(super) fn mend(bytes: &mut [u8]) {
     let Ok(mut ethernet) = EthernetFrame::new_checked(bytes) else {
         return;

@@ -14,7 +14,7 @@ use std::time::Duration;
 /// The address of the interface, which the backend has chosen.
 const OWN_MAC: [u8; 6] = [0x00, 0x16, 0x3e, 0, 0, 7];
 
-/// The command lines of the driver domain.
+/// Command lines of the driver domain, as words.
 const WORDS: [&[&str]; 4] = [
     &["ip=10.0.0.7/24,fd00::7/64", "dns=10.0.0.2"],
     &["ip=dhcp,fd00::7/64"],
@@ -22,20 +22,21 @@ const WORDS: [&[&str]; 4] = [
     &["ip=dhcp,fd00::7/64", "net-queues=4"],
 ];
 
-/// What the backend says of the most queues that it takes.
+/// Values of the backend's node `multi-queue-max-queues`, valid and not.
 const QUEUES: [&str; 6] = ["2", "8", "1", "0", "4294967296", "many"];
 
-/// The most packets of a script's own at a time.
+/// The most packets that one command of a script makes up.
 const PACKETS: usize = 8;
 
-/// The most connections that are tried at a time.
+/// The most connections at a time.
 const CONNECTIONS: usize = 6;
 
-/// A script for a backend and for a network.
+/// Fuzzes the network frontend and stack. The input is a script for a backend and for a network.
 ///
 /// # Panics
-/// If the driver domain sends what is no packet, if an interface is lost whose backend has kept to the protocol, if one
-/// that was not given up is of no use once the network is in order, or if anything of it is left in the end.
+/// If the driver domain sends a malformed packet, if it gives an interface up whose backend has kept to the protocol,
+/// if an interface that was not given up does not carry data once the network is in order, or if anything of it is left
+/// in the end.
 pub fn net(script: &[u8]) {
     let _heap = heap::limited(24 << 20);
     let mut script = Script::new(script);
@@ -79,7 +80,7 @@ pub fn net(script: &[u8]) {
     end(world, connecting, has_lied);
 }
 
-/// A connection that is tried, and what it carries.
+/// A connection and its transfer: `Some` once it has ended, or failed.
 type Connecting = std::rc::Rc<std::cell::RefCell<Option<()>>>;
 
 fn connect(world: &World, connecting: &mut Vec<Connecting>, script: &mut Script<'_>) {
@@ -106,7 +107,7 @@ fn connect(world: &World, connecting: &mut Vec<Connecting>, script: &mut Script<
     }));
 }
 
-/// Changes some of the packets that come from now on.
+/// Changes some of the packets that the domain receives from now on.
 fn mangle(world: &World, script: &mut Script<'_>) {
     let (skipped, mut count) = (script.below(4), script.below(20));
     let changes = changes(script);
@@ -121,7 +122,7 @@ fn mangle(world: &World, script: &mut Script<'_>) {
     }));
 }
 
-/// Sends packets of the script's own.
+/// Sends packets to the domain that the script makes up.
 fn inject(world: &World, script: &mut Script<'_>) {
     for _ in 0..=script.below(PACKETS) {
         let mut bytes = [OWN_MAC, MAC.0].concat();
@@ -156,7 +157,7 @@ fn inject(world: &World, script: &mut Script<'_>) {
             &[
                 8, 0, 0x4f, 0, 0, 120, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 2, 10, 0, 0, 7, 7, 39, 4,
             ],
-            // IPv6: ICMP, TCP, options of each hop, fragments and routes.
+            // IPv6: ICMP, TCP, hop-by-hop options, a fragment.
             &[
                 0x86, 0xdd, 0x60, 0, 0, 0, 0, 32, 58, 255, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
                 0, 0, 0, 2, 0xfd, 0,
@@ -177,7 +178,7 @@ fn inject(world: &World, script: &mut Script<'_>) {
         ]);
         bytes.extend(headers);
         if headers.starts_with(&[0x86, 0xdd]) {
-            // The rest of its own address.
+            // The rest of the domain's address.
             bytes.extend([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7]);
         }
         let own = script.below(40);
@@ -194,7 +195,8 @@ fn inject(world: &World, script: &mut Script<'_>) {
     world.run();
 }
 
-/// Breaks the protocol of the rings, or comes near it. Returns whether the interface may be given up for it.
+/// Has the backend put responses or indices into the rings that may break the protocol. Returns whether the domain may
+/// give the interface up for it.
 fn lie(world: &World, script: &mut Script<'_>) -> bool {
     let mut back = world.back.borrow_mut();
     if !back.is_connected() {
@@ -229,7 +231,7 @@ fn lie(world: &World, script: &mut Script<'_>) -> bool {
     true
 }
 
-/// Changes what the servers of addresses and names say.
+/// Changes what the servers of DHCP and DNS answer.
 fn serve(world: &World, script: &mut Script<'_>) {
     if script.below(2) == 0 {
         let manner = script.pick(&[
@@ -264,7 +266,7 @@ fn serve(world: &World, script: &mut Script<'_>) {
     };
 }
 
-/// From here on backend and network are in order: an interface that was not given up is of use.
+/// Puts backend and network in order, and checks that an interface that was not given up carries data.
 fn end(world: World, connecting: Vec<Connecting>, has_lied: bool) {
     *world.mangle.borrow_mut() = None;
     {
@@ -277,10 +279,10 @@ fn end(world: World, connecting: Vec<Connecting>, has_lied: bool) {
         (dhcp.answers, dhcp.refuses, dhcp.lease) = (true, false, Lease::default());
     }
     if !world.back.borrow().is_connected() {
-        // Its rings are of no use any more.
+        // Closing: has the domain start over with new rings.
         world.back.borrow().set_state(&world.sim, "5");
     }
-    // What the stack was told of others' places is forgotten, and connections that go nowhere are given up.
+    // Long enough that the stack drops forged neighbour entries, and gives up connections that make no progress.
     world.wait(Duration::from_secs(200));
     for one in &connecting {
         assert!(
@@ -289,8 +291,8 @@ fn end(world: World, connecting: Vec<Connecting>, has_lied: bool) {
             world.lines()
         );
     }
-    // Of those that were given up, the server may not know: the one packet that says so may have been lost. It serves two at
-    // a time, and no more until it has ended these.
+    // The server may not know that the domain has given up connections, since the packet that says so may have been
+    // lost. It serves two at a time, and so no others until these are reset.
     world.peer.borrow_mut().reset();
     let line = world.lines();
     if line.contains("given up") {

@@ -1,7 +1,8 @@
-//! The bytes of a server with which the domain wants to talk by TLS.
+//! The bytes that a server sends to the domain's TLS client.
 //!
-//! The client is the same each time: its random numbers and its time do not change. So what a good server has sent to it
-//! once leads to a connection again, and the seeds are such recordings ([`seeds`]). No input can forge more than that.
+//! The client is the same each time: its random numbers and its time do not change. So the recorded bytes of a
+//! well-behaved server lead to a connection again, and the seeds are such recordings ([`seeds`]). An input without the
+//! server's keys cannot get further than a recording.
 
 mod seeds;
 
@@ -22,27 +23,27 @@ use std::time::Duration;
 /// The name that the server is asked for.
 const NAME: &str = "storage.example";
 
-/// The first of July of 2027.
+/// The client's time, since 1970: 1 July 2027.
 const NOW: Duration = Duration::from_secs(1_814_400_000);
 
 /// The bytes that the client sends once it is connected.
 const SENT: usize = 1000;
 
-/// The most turns of the client's task, beside one for each piece that arrives.
+/// The most turns of the client's task, beside one for each byte that arrives.
 const MOST_TURNS: usize = 200;
 
-/// An Ed25519 key in PKCS #8, but for its 32 secret bytes (RFC 8410, section 7).
+/// The start of an Ed25519 key in PKCS #8, which its 32 secret bytes follow (RFC 8410, section 7).
 const KEY: [u8; 16] = [
     0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20,
 ];
 
-/// The bytes that arrive from a server, and what becomes of what is sent to it.
+/// The bytes that arrive from a server, and those that the client has sent.
 struct Lines {
     arriving: VecDeque<u8>,
-    /// The most bytes that are lent at a time.
+    /// The most bytes that one call receives or sends.
     piece: usize,
     sent: Vec<u8>,
-    /// What follows the last byte that arrives.
+    /// How the connection ends after the last byte; `None` if it stays open.
     ended: Option<Ended>,
 }
 
@@ -81,7 +82,7 @@ thread_local! {
     static DRAWN: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Numbers that are the same for each input (splitmix64).
+/// A source of numbers that are the same for each input (splitmix64).
 #[derive(Debug)]
 struct Same;
 
@@ -107,7 +108,7 @@ impl Clock for Stopped {
     }
 }
 
-/// The authority, whose key is always the same: a recording of another process is as good as one of this.
+/// The authority. Its key is always the same, so that a recording of another process is valid in this one.
 static AUTHORITY: LazyLock<CertifiedIssuer<'static, KeyPair>> = LazyLock::new(|| {
     let mut params = CertificateParams::new(Vec::new()).expect("no names");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -121,12 +122,14 @@ static CLIENT: LazyLock<Client> = LazyLock::new(|| {
     Client::new(authority.as_bytes(), None, &Same, Stopped).expect("a client")
 });
 
-/// What a server says, after a byte that says in which pieces it arrives.
+/// Fuzzes the TLS client. The input is a byte that chooses the size of the pieces, then the bytes that the server
+/// sends.
 ///
 /// # Panics
-/// If the client takes more turns than there is work, goes on after the end, or keeps more than it has room for.
+/// If the client takes more turns than 200 and one for each byte, goes on after the end, yields more data than
+/// there were bytes, or allocates more than 512 KiB and 4 bytes for each byte of the input.
 pub fn tls(input: &[u8]) {
-    // What is made once is nobody's input.
+    // The client is made once: its memory does not count for an input.
     LazyLock::force(&CLIENT);
     let _heap = heap::limited((512 << 10) + 4 * input.len());
     let Some((first, said)) = input.split_first() else {
@@ -206,7 +209,7 @@ fn talk(wire: &Wire, most: usize, mut step: impl FnMut() -> bool) -> Option<usiz
     Some(received)
 }
 
-/// Makes sure that the operator's sentence is one, whatever the server has written into its certificate.
+/// Checks that an error is short and has no control characters, whatever the server has put into its certificate.
 fn short(error: &TlsError) {
     let text = error.to_string();
     assert!(text.len() < 1024, "a sentence of {} bytes", text.len());

@@ -1,4 +1,4 @@
-//! What a good server says, recorded.
+//! Recordings of what a well-behaved server sends.
 
 use super::{AUTHORITY, Lines, NAME, Wire, talk};
 use rcgen::{CertificateParams, KeyPair};
@@ -18,8 +18,9 @@ pub fn seeds() -> Vec<Vec<u8>> {
     [&TLS12, &TLS13].map(recorded).to_vec()
 }
 
-/// Returns all that a server of that version says, which sends back what it receives, renews its keys where the version
-/// has that, and says that it is over. The first byte is that of the target's input.
+/// Returns an input of the target: a zero (large pieces), and all that a server of that version sends. The server sends
+/// back what it receives, renews its keys once if the version is TLS 1.3, and closes the connection when the client
+/// does.
 fn recorded(version: &'static SupportedProtocolVersion) -> Vec<u8> {
     let key = KeyPair::generate().expect("a key");
     let params = CertificateParams::new(vec![NAME.to_string()]).expect("a name");
@@ -84,7 +85,7 @@ mod tests {
     #[test]
     fn a_recording_leads_to_a_connection_again() {
         for seed in seeds() {
-            // libFuzzer would cut it off.
+            // libFuzzer would cut longer ones off.
             assert!(seed.len() <= 4096, "{} bytes", seed.len());
             let wire = Wire(Rc::new(RefCell::new(Lines {
                 arriving: seed[1..].iter().copied().collect(),

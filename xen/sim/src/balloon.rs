@@ -1,14 +1,14 @@
-//! The simulated domain's memory as something that follows a target: free pages go
-//! back to the machine, and are populated again as far as the domain's limit allows.
+//! [`Balloon`] for a simulated domain: free pages are released to the machine, and populated again as far as the
+//! domain's limit allows.
 
 use super::vcpu::SimVcpu;
 use bulkhead_xen::{Balloon, PAGE_SIZE, Reservation};
 use std::ptr::{self, NonNull};
 
-/// Pages that stay with the domain.
+/// The number of free pages that the domain keeps.
 const RESERVE: usize = 16;
 
-/// Pages at a time.
+/// The most pages that one call releases or populates.
 const AT_ONCE: usize = 32;
 
 impl Balloon for SimVcpu {
@@ -38,7 +38,7 @@ impl Balloon for SimVcpu {
                 domain.and_then(|domain| domain.memory.spare(RESERVE))
             };
             page.and_then(pointer).is_some_and(|page| {
-                // SAFETY: a page of the domain that no code in it uses.
+                // SAFETY: the page is free: no code of the domain uses it.
                 unsafe {
                     ptr::write_bytes(page.as_ptr(), 0, PAGE_SIZE);
                     self.release(page, 1) == 1
@@ -55,7 +55,7 @@ impl Balloon for SimVcpu {
                 let domain = world.domain(self.domain());
                 domain.and_then(|domain| domain.memory.missing().next())
             };
-            // SAFETY: the machine has that page.
+            // SAFETY: the page was released, and no code of the domain uses it.
             page.and_then(pointer)
                 .is_some_and(|page| unsafe { self.populate(page, 1) } == 1)
         };

@@ -6,8 +6,8 @@ thread_local! {
     static LISTENER: Cell<Option<fn()>> = const { Cell::new(None) };
 }
 
-/// Has `listener` called by this thread before each of its calls into a simulated Xen, of whatever domain. It is not to
-/// make such calls itself.
+/// Has this thread call `listener` before each of its calls into a simulated Xen, of any domain; `None` ends that. The
+/// listener must not make such calls itself.
 pub fn listen_to_calls(listener: Option<fn()>) {
     LISTENER.set(listener);
 }

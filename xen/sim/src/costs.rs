@@ -1,4 +1,4 @@
-//! Grant operations that take time: they take none unless a test says so.
+//! The time that grant operations take: none, unless a test sets one.
 
 use super::faults::Hypercall;
 use super::world::World;

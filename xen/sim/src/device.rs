@@ -1,13 +1,13 @@
 //! A device that was passed through to a simulated domain: it reads and writes by bus address, and an IOMMU
 //! decides which.
 //!
-//! The tables are those that Xen keeps for a PV domain: each machine frame at its own number, and in them the
-//! domain's own pages that it can write, and those of others for as long as the domain has them mapped, for a
-//! device or anyhow, read-only ones for reading.
+//! The IOMMU tables are those that Xen keeps for a PV domain. A bus address is that of the machine frame. The tables
+//! hold the domain's own writable pages, and the pages of other domains that it has mapped, with `GNTMAP_device_map` or
+//! without; those that it has mapped read-only can only be read.
 //!
-//! A domain's end unmaps first, as Xen does (`domain_teardown`): the tables stay as they are, and the devices
-//! with them, until [`Sim::release_devices`](super::Sim::release_devices). What a device still writes by then, it
-//! writes into pages that their owners have back.
+//! When a domain ends, its mappings are removed first, as in Xen (`domain_teardown`). The tables stay as they are, and
+//! the devices with them, until [`Sim::release_devices`](super::Sim::release_devices). What a device writes until then,
+//! it may write to pages that their owners use again.
 
 use super::grants::MapTrack;
 use super::memory;
@@ -25,8 +25,8 @@ pub struct SimDevice {
     domain: DomId,
 }
 
-/// The IOMMU lets the device access nothing there. This is a [`Violation`] of the domain's, too, as long as it
-/// lives: it is the domain that names addresses to its device.
+/// An access that the IOMMU refused. It is also a [`Violation`] of the domain, while that lives, since it is the
+/// domain that gives addresses to its device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DmaFault {
     /// The bus address.
@@ -46,7 +46,7 @@ impl SimDevice {
         SimDevice { world, domain }
     }
 
-    /// Reads memory from a bus address on.
+    /// Reads memory from a bus address on. Fails at the first page that the IOMMU tables do not have.
     pub fn read(&self, from: DmaAddr, bytes: &mut [u8]) -> Result<(), DmaFault> {
         let mut world = self.world.lock();
         let (mut at, mut rest) = (from.get(), bytes);
@@ -60,7 +60,7 @@ impl SimDevice {
         Ok(())
     }
 
-    /// Writes memory from a bus address on.
+    /// Writes memory from a bus address on. Fails at the first page that the IOMMU tables do not have as writable.
     pub fn write(&self, to: DmaAddr, bytes: &[u8]) -> Result<(), DmaFault> {
         let mut world = self.world.lock();
         let (mut at, mut rest) = (to.get(), bytes);
@@ -164,7 +164,7 @@ impl World {
             None => return None,
         };
         let frame = domain.memory.machine_frame(frame);
-        // What cannot be written is not in the tables: Xen puts a page there that is mapped writable.
+        // Xen puts pages into the tables that the domain has mapped writable, and no others.
         if is_heap && !domain.heap_for_devices.contains(&frame) && process::is_writable(address) {
             domain.heap_for_devices.insert(frame);
         }

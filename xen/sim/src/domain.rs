@@ -147,10 +147,10 @@ impl SimDomain {
         self.with(|domain| domain.stats)
     }
 
-    /// Ends what the domain holds as one does that starts again in place after a crash: its mappings, and its ports but
-    /// for the one of its xenstore ring and those that it keeps. Its memory stays as it is, and whoever runs in it next owns
-    /// the region and the table of grants. Pages that it has taken itself are free again, unless the table names them. Its
-    /// devices access nothing any more but what the next boot names to them.
+    /// Restarts the domain in place, as after a crash. Its mappings are removed, and its ports closed, but for the one
+    /// of its xenstore ring and those in `kept`. Its memory keeps its content; the next boot can take the foreign
+    /// region and the grant table. Pages that the domain has allocated itself are free again, unless its grant table
+    /// names them. Its devices can access only what the next boot names to them.
     pub fn restart(&self, kept: &[Port]) {
         self.world.lock().restart(self.id, kept);
     }
@@ -207,8 +207,7 @@ impl SimDomain {
         self.with(|domain| domain.grants.set_maptrack_limit(limit));
     }
 
-    /// Holds back the notifications of one of the domain's ports, as if they were slow to arrive,
-    /// until it is unmasked.
+    /// Holds back the notifications of one of the domain's ports, as if they were slow to arrive, while `masked`.
     pub fn mask_port(&self, port: Port, masked: bool) {
         self.world.lock().mask_port(self.id, port, masked);
     }
@@ -219,7 +218,7 @@ impl SimDomain {
         world.faults.fail_call(call, self.id, errno, times);
     }
 
-    /// Lets the domain's grant operations of a kind take that much time from now on.
+    /// Sets the time that the domain's grant operations of a kind take from now on.
     pub fn set_cost(&self, call: Hypercall, cost: CallCost) {
         self.world.lock().costs.set(self.id, call, cost);
     }

@@ -54,8 +54,9 @@ pub(super) struct Ports(Vec<Channel>);
 /// A vCPU's view of its event channels, and the events that it waits for.
 pub(super) struct Vcpu {
     pending: [u64; WORDS],
-    /// The deadline of the last `block`, until it is reached or the vCPU is notified.
+    /// Set while the vCPU is blocked: from `block` until its deadline, a notification or a wake-up.
     pub(super) blocked: Option<Blocked>,
+    /// True if the vCPU was woken by another one since its last `block`.
     pub(super) woken: bool,
 }
 
@@ -273,7 +274,7 @@ impl World {
         }
     }
 
-    /// Lets a port wake a vCPU that a boot before has left open.
+    /// Unmasks a port that an earlier boot has left open, and delivers it to a vCPU from now on.
     pub(super) fn take_up_port(
         &mut self,
         id: DomId,
@@ -290,7 +291,7 @@ impl World {
         Ok(())
     }
 
-    /// Masks a port that is left open by a domain that starts again in place: what it was notified of is forgotten.
+    /// Masks a port that a domain leaves open when it restarts in place, and drops a notification that was held back.
     pub(super) fn leave_port(&mut self, id: DomId, port: Port) {
         if let Some(domain) = self.domain_mut(id) {
             let channel = domain.ports.get_mut(port);

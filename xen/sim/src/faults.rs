@@ -1,4 +1,4 @@
-//! Failures on demand: operations that the simulated Xen is to refuse for a test.
+//! Operations that the simulated Xen refuses because a test asked for it.
 
 use bulkhead_xen::{DomId, Errno, GrantRef, GrantStatus};
 

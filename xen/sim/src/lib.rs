@@ -122,7 +122,8 @@ impl Sim {
         sim
     }
 
-    /// Creates a domain with one vCPU, 4 MiB of memory and room for 4096 mapped grants.
+    /// Creates a PVH domain with one vCPU, 4 MiB of memory and a foreign region of 4096 pages
+    /// ([`DomainConfig::default`]).
     pub fn add_domain(&self) -> SimDomain {
         self.add_domain_with(DomainConfig::default())
     }

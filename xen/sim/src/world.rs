@@ -210,8 +210,8 @@ impl World {
         self.domain_mut(id)?.vcpus.get_mut(vcpu.0 as usize)
     }
 
-    /// Ends a domain the way `xl destroy` does: its ports are closed, what it had mapped is
-    /// unmapped, but for what its devices access. The domain itself stays known until none of its pages is mapped any more.
+    /// Ends a domain as `xl destroy` does: its ports are closed and its mappings removed. Its devices keep their
+    /// access. Xen knows the domain until no other domain has one of its pages mapped.
     pub(super) fn destroy(&mut self, id: DomId) {
         let Some(domain) = self.alive_mut(id) else {
             return;
@@ -234,7 +234,7 @@ impl World {
         }
     }
 
-    /// Ends what a domain holds that starts again in place.
+    /// Restarts a domain in place: see [`SimDomain::restart`](super::SimDomain::restart).
     pub(super) fn restart(&mut self, id: DomId, kept: &[Port]) {
         self.release_mappings(id);
         let domain = self.domain(id).expect("a domain that restarts is there");

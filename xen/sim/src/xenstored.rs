@@ -18,7 +18,7 @@ struct Connection {
     ring: ServerEnd,
     /// dom0's end of the event channel.
     port: Port,
-    /// The ring had no room for all that is to go to the domain: it will notify when it has.
+    /// True if the ring had no room for all that is to go to the domain, which notifies once it has made room.
     full: bool,
 }
 

@@ -72,7 +72,7 @@ impl World {
         let Some(owner) = function.owner else {
             return;
         };
-        // A message is a write to memory.
+        // A message is a write to memory, which needs bus mastering.
         let master = function.config.is_master();
         let pirq = match &function.config.enabled {
             Enabled::Nothing => function.config.line,

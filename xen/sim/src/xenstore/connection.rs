@@ -54,7 +54,8 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Queues an event, unless the same one waits already. Special events all count.
+    /// Queues an event, unless it is too long, or the same one waits already. Special events (`@…`) are queued each
+    /// time.
     pub fn push_event(&mut self, payload: Vec<u8>) {
         if payload.len() > PAYLOAD_MAX {
             return;
@@ -228,7 +229,7 @@ impl Server {
             .is_some_and(|connection| !connection.outgoing.is_empty())
     }
 
-    /// Sends a domain bytes that answer nothing: a broken server.
+    /// Sends a domain any bytes, as a broken server might.
     pub fn inject(&mut self, domain: DomId, bytes: &[u8]) {
         if let Some(connection) = self.connections.get_mut(&domain) {
             connection.push_reply(bytes.into());

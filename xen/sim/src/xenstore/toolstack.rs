@@ -41,7 +41,7 @@ pub struct Vbd {
 }
 
 impl Vbd {
-    /// A disk.
+    /// Returns the disk of that name (`xvda`, …) with a backend of the kind `vbd`.
     ///
     /// # Panics
     /// If the name is not that of a whole `xvd` disk.
@@ -56,7 +56,7 @@ impl Vbd {
         vbd
     }
 
-    /// The same disk, for a backend of another kind.
+    /// Returns the same disk with a backend of another kind.
     pub fn of_kind(self, kind: &'static str) -> Vbd {
         Vbd { kind, ..self }
     }
@@ -140,7 +140,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// A writable disk with the defaults of everything.
+    /// Returns a writable disk with the default of each option.
     pub fn new(target: &str) -> Disk {
         Disk {
             target: target.into(),
@@ -151,7 +151,7 @@ impl Disk {
         }
     }
 
-    /// The same, read-only.
+    /// Returns a read-only disk with the default of each other option.
     pub fn read_only(target: &str) -> Disk {
         Disk {
             read_only: true,

@@ -4,7 +4,6 @@ use crate::buffer::Buffer;
 use crate::error::TlsError;
 use alloc::boxed::Box;
 use bulkhead_stream::{Ended, Stream};
-use core::mem;
 use rustls::client::UnbufferedClientConnection;
 use rustls::unbuffered::{ConnectionState, EncryptError, UnbufferedStatus};
 
@@ -30,31 +29,24 @@ const MOST_BARREN: usize = 128 << 10;
 const MOST_EMPTY: usize = 128;
 const DATA_FOR_ONE: usize = 16 << 10;
 
-/// The most records that rustls is given at a time: it takes all that have no data in one step.
-const AT_ONCE: usize = 32;
+/// The bytes of a record without data that count as one more: it may have many session tickets, of 18 bytes, and each
+/// one costs as much as new keys. Two of a good server have a few KiB.
+const BYTES_OF_ONE: usize = 128;
 
 /// The header of a record, and the offset of its length (RFC 8446, 5.1).
 const HEADER: usize = 5;
 const LENGTH: usize = 3;
 
-/// Returns the number of whole records at the beginning of `bytes`, at most `most` of them, and the bytes that they have.
-fn whole_records(bytes: &[u8], most: usize) -> (usize, usize) {
-    let (mut count, mut end) = (0, 0);
-    while count < most {
-        let Some(header) = bytes.get(end..end + HEADER) else {
-            break;
-        };
-        let len = u16::from_be_bytes([header[LENGTH], header[LENGTH + 1]]);
-        let next = end + HEADER + usize::from(len);
-        if next > bytes.len() {
-            break;
-        }
-        (count, end) = (count + 1, next);
-    }
-    (count, end)
+/// Returns the bytes of the record at the beginning of `bytes`, if it is there as a whole.
+fn whole_record(bytes: &[u8]) -> Option<usize> {
+    let header = bytes.get(..HEADER)?;
+    let len = u16::from_be_bytes([header[LENGTH], header[LENGTH + 1]]);
+    let all = HEADER + usize::from(len);
+    (all <= bytes.len()).then_some(all)
 }
 
-/// The records at the front of what has arrived that rustls was given.
+/// The records at the front of what has arrived that rustls was given: one at a time, since it takes all that have no data in
+/// one step.
 ///
 /// rustls decrypts them where they are, and moves the parts of a message together, over the headers between them; until the
 /// message is whole, it wants to see all of them again. So no header is read once rustls was given its record, and
@@ -62,10 +54,8 @@ fn whole_records(bytes: &[u8], most: usize) -> (usize, usize) {
 #[derive(Default)]
 struct Given {
     bytes: usize,
-    /// The records that were given since rustls was done the last time, without those that had data.
-    records: usize,
-    /// rustls may not have looked at all of them yet.
-    is_busy: bool,
+    /// The bytes of the last one, as long as it is not known whether it has data. There is no next one before that.
+    unknown: Option<usize>,
 }
 
 /// Returns what the end of the stream beneath is for TLS. Only TLS itself can say that no more comes: anybody on the way
@@ -227,12 +217,11 @@ impl Records {
             ..
         } = self;
         let all = arrived.filled().len();
-        if !given.is_busy {
-            let (records, bytes) = whole_records(&arrived.filled()[given.bytes..], AT_ONCE);
-            given.records += records;
-            given.bytes += bytes;
+        if given.unknown.is_none() {
+            given.unknown = whole_record(&arrived.filled()[given.bytes..]);
+            given.bytes += given.unknown.unwrap_or(0);
         }
-        let is_more = whole_records(&arrived.filled()[given.bytes..], 1).0 > 0;
+        let is_more = whole_record(&arrived.filled()[given.bytes..]).is_some();
         // A part of a record is shown, too: its header may be wrong.
         let shown = if is_more { given.bytes } else { all };
         let UnbufferedStatus { mut discard, state } =
@@ -255,7 +244,7 @@ impl Records {
                     // A server may send application data of no bytes at all.
                     if !record.payload.is_empty() {
                         *barren = 0;
-                        given.records = given.records.saturating_sub(1);
+                        given.unknown = None;
                         *data_before += record.payload.len();
                     }
                 }
@@ -299,6 +288,7 @@ impl Records {
                 *is_over = true;
                 // What follows means nothing.
                 discard = all;
+                given.unknown = None;
                 Ok(Progress::Some)
             }
             Ok(ConnectionState::Closed) => Ok(Progress::Open),
@@ -307,34 +297,36 @@ impl Records {
         };
         arrived.take(discard);
         given.bytes = given.bytes.saturating_sub(discard);
-        given.is_busy = !matches!(progress, Ok(Progress::Open | Progress::Shaking));
-        if given.is_busy {
-            return progress;
-        }
-        self.count_empty(progress == Ok(Progress::Open))?;
-        match progress {
-            Ok(Progress::Shaking) if is_more => Ok(Progress::Some),
-            Ok(Progress::Open) if is_more && then == Then::Nothing => Ok(Progress::Some),
-            progress => progress,
+        let is_open = match progress {
+            Ok(Progress::Open) => true,
+            Ok(Progress::Shaking) => false,
+            _ => return progress,
+        };
+        self.count_empty(is_open)?;
+        match is_more && !(is_open && then != Then::Nothing) {
+            true => Ok(Progress::Some),
+            false => progress,
         }
     }
 
-    /// Counts the records without data among those that rustls is done with.
+    /// Counts the record that rustls was given last, if that had no data: rustls is done with it.
     fn count_empty(&mut self, is_open: bool) -> Result<(), TlsError> {
-        let empty = mem::take(&mut self.given.records);
-        let Some(left) = self.empty_left else {
-            // Those of the handshake do not count.
-            self.empty_left = is_open.then_some(MOST_EMPTY);
-            return Ok(());
-        };
         let earned = self.data / DATA_FOR_ONE;
         self.data %= DATA_FOR_ONE;
-        let Some(left) = (left + earned).min(MOST_EMPTY).checked_sub(empty) else {
-            // Nothing more is given: data that comes of it would follow the end.
-            self.given.is_busy = true;
-            return Err(TlsError::TooLong);
-        };
-        self.empty_left = Some(left);
+        let count = self
+            .given
+            .unknown
+            .map_or(0, |bytes| 1 + bytes / BYTES_OF_ONE);
+        match &mut self.empty_left {
+            Some(left) => {
+                let all = (*left + earned).min(MOST_EMPTY);
+                // No other record is given then: its data would follow the end.
+                *left = all.checked_sub(count).ok_or(TlsError::TooLong)?;
+            }
+            // Those of the handshake do not count.
+            none => *none = is_open.then_some(MOST_EMPTY),
+        }
+        self.given.unknown = None;
         Ok(())
     }
 }

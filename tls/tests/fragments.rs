@@ -70,7 +70,7 @@ impl MessageEncrypter for Encrypter {
     }
 }
 
-/// Returns the settings of a server that can send handshake messages of the test's own.
+/// Returns the settings of a server that can send handshake messages of the test's own, and sends none by itself.
 fn retyped(authority: &Authority) -> Settings {
     let suite = Tls13CipherSuite {
         common: CipherSuiteCommon {
@@ -85,6 +85,7 @@ fn retyped(authority: &Authority) -> Settings {
     let mut settings = Settings::new(authority.server());
     settings.versions = NEW;
     settings.suites = vec![SupportedCipherSuite::Tls13(Box::leak(Box::new(suite)))];
+    settings.change = |config| config.send_tls13_tickets = 0;
     settings
 }
 
@@ -227,28 +228,49 @@ fn records_without_data_are_counted_whatever_is_written_over_their_headers() {
 }
 
 #[test]
+fn many_messages_in_a_record_count_as_many() {
+    let (mut server, mut stream) = connected(1 << 16);
+    let tickets = ticket(1, 0).repeat(100);
+    let mut taken = 0;
+    let ended = loop {
+        send_part(&mut server, &tickets);
+        server.say(b"x");
+        match take(&mut *stream, &mut Vec::new()) {
+            Ok(_) => taken += 100,
+            Err(ended) => break ended,
+        }
+        assert!(taken < 2000, "{taken} tickets were taken");
+    };
+    assert_eq!(ended, Ended::Forged);
+}
+
+#[test]
 fn no_data_comes_after_too_many_records_without_any() {
-    for empty in 160..190 {
+    let (over, data) = (Err(Ended::Forged), &b"data"[..]);
+    for (empty, taken, again, all) in [
+        (128, Ok(4), Ok(0), data),
+        (129, over, over, b""),
+        (130, over, over, b""),
+        (200, over, over, b""),
+    ] {
         let (mut server, mut stream) = connected(1 << 16);
         for _ in 0..empty {
             send_part(&mut server, &ticket(1, 0));
         }
-        server.say(b"late");
+        server.say(data);
         let mut got = Vec::new();
-        for _ in 0..2 {
-            let ended = take(&mut *stream, &mut got);
-            assert_eq!(ended, Err(Ended::Forged), "behind {empty}");
-        }
-        assert_eq!(got, b"");
+        assert_eq!(take(&mut *stream, &mut got), taken, "behind {empty}");
+        assert_eq!(take(&mut *stream, &mut got), again, "behind {empty}");
+        assert_eq!(got, all);
     }
 }
 
 #[test]
 fn bytes_of_a_message_are_not_counted_as_records() {
-    // Read as headers, they would be of 200 records without a byte.
-    let ticket = ticket(1000, 0);
+    // Read as headers, they would be of 40 records without a byte.
+    let ticket = ticket(200, 0);
     let (mut server, mut stream) = connected(1 << 16);
-    for _ in 0..40 {
+    for _ in 0..20 {
         send_part(&mut server, &ticket[..4]);
         send_part(&mut server, &ticket[4..]);
         server.say(b"x");
@@ -331,7 +353,7 @@ fn sent() -> impl Strategy<Value = Sent> {
     let data = prop::collection::vec(any::<u8>(), 1..2000);
     prop_oneof![
         data.prop_map(Sent::Data),
-        (1..3000_u16, prop_oneof![Just(0), any::<u8>()], 1..9_usize)
+        (1..400_u16, prop_oneof![Just(0), any::<u8>()], 1..7_usize)
             .prop_map(|(len, byte, parts)| Sent::Ticket(len, byte, usize::from(len) / parts + 7)),
         Just(Sent::KeyUpdate),
     ]

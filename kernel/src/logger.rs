@@ -208,7 +208,7 @@ pub fn last_words(message: fmt::Arguments<'_>) {
     }
 }
 
-/// Waits until everything written has been read, for [`LAST_PATIENCE`] at most.
+/// Waits until the console has read everything that was written, for 500 ms at most.
 pub fn drain() {
     let until = uptime_end(LAST_PATIENCE);
     loop {

@@ -2,6 +2,7 @@
 
 use crate::backend_nodes::Offer;
 use crate::duplicate::{OPTION, report};
+use crate::lease::DhcpAnswers;
 use crate::lie::Lie;
 use crate::neighbours::Neighbours;
 use crate::packet::{Contents, Packet, Segmentation, complete};
@@ -10,13 +11,11 @@ use crate::sender::{LARGEST_SENT, Sender};
 use crate::sequences::{Repeats, Sequences};
 use alloc::vec;
 use alloc::vec::Vec;
-use bulkhead_executor::RateLimit;
 use bulkhead_ring::netif::{Extra, PacketFlags};
 use bulkhead_xen::Hypervisor;
 use core::num::{NonZeroU16, NonZeroUsize};
 use smoltcp::phy::{Checksum, DeviceCapabilities, Medium, PacketMeta};
 use smoltcp::time::Instant;
-use smoltcp::wire::EthernetAddress;
 
 /// The bytes of an Ethernet header.
 pub const ETHERNET_HEADER: usize = 14;
@@ -56,8 +55,8 @@ pub struct Device<H: Hypervisor> {
     pub offer: Offer,
     /// The breach of the protocol that the backend has committed.
     pub lie: Option<Lie>,
-    /// The interface's address, and a limit on the answers of DHCP servers to it, if it uses DHCP.
-    pub dhcp_answers: Option<(EthernetAddress, RateLimit)>,
+    /// The answers of DHCP servers, if it uses DHCP.
+    pub dhcp: Option<DhcpAnswers>,
     /// The hosts that are asked for.
     pub neighbours: Neighbours,
     /// The connections over it.
@@ -72,7 +71,7 @@ impl<H: Hypervisor> Device<H> {
             rings: None,
             offer: Offer::default(),
             lie: None,
-            dhcp_answers: None,
+            dhcp: None,
             neighbours: Neighbours::default(),
             sequences: Sequences::default(),
             counts: Counts::default(),
@@ -157,9 +156,8 @@ impl<H: Hypervisor> Device<H> {
             let vouched = PacketFlags::CHECKSUM_BLANK | PacketFlags::CHECKSUM_VALID;
             let contents = Contents::of(rings.rx.bytes(&packet));
             if packet.flags.intersects(vouched) || contents.is_sound() {
-                if let Some((own, limit)) = &mut self.dhcp_answers
-                    && contents.is_dhcp_answer(*own)
-                    && !limit.take(domain_time(now))
+                if let Some(dhcp) = &mut self.dhcp
+                    && !dhcp.admit(&contents, domain_time(now))
                 {
                     continue;
                 }
@@ -196,6 +194,7 @@ impl<H: Hypervisor> smoltcp::phy::Device for Device<H> {
             counts: &mut self.counts,
             offer: &self.offer,
             sequences: &mut self.sequences,
+            dhcp: &mut self.dhcp,
             segment: None,
         };
         Some((RxToken(frame), token))
@@ -213,6 +212,7 @@ impl<H: Hypervisor> smoltcp::phy::Device for Device<H> {
             counts: &mut self.counts,
             offer: &self.offer,
             sequences: &mut self.sequences,
+            dhcp: &mut self.dhcp,
             segment: None,
         })
     }
@@ -248,6 +248,7 @@ pub struct TxToken<'a, H: Hypervisor> {
     counts: &'a mut Counts,
     offer: &'a Offer,
     sequences: &'a mut Sequences,
+    dhcp: &'a mut Option<DhcpAnswers>,
     segment: Option<NonZeroU16>,
 }
 
@@ -266,6 +267,9 @@ impl<H: Hypervisor> smoltcp::phy::TxToken for TxToken<'_, H> {
             false => len,
         };
         let flow = complete(&mut frame.bytes[..len], self.offer.offload, self.sequences);
+        if let (Some(dhcp), Some(transaction)) = (&mut *self.dhcp, flow.dhcp) {
+            dhcp.asked(transaction);
+        }
         let place = (frame.page, len);
         let segmentation = self.segment.map(|segment| Segmentation {
             segment: segment.get(),

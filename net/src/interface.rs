@@ -1,7 +1,7 @@
 //! An interface: the stack above its device, the sockets, and the task that runs them.
 
 use crate::device::{Counts, Device, domain_time};
-use crate::lease::{ANSWERS, Lease};
+use crate::lease::{DhcpAnswers, Lease};
 use crate::neighbours::{Neighbours, next_hop};
 use crate::settings::Settings;
 use alloc::format;
@@ -134,7 +134,7 @@ impl<H: Hypervisor> Interface<H> {
         let stack = Stack::new(config, &mut state.device, stack_time(time));
         state.stack = Some(stack);
         if let Some(lease) = &mut state.lease {
-            state.device.dhcp_answers = Some((mac, ANSWERS));
+            state.device.dhcp = Some(DhcpAnswers::new(mac));
             lease.ask(&mut state.sockets, !state.leased.addresses.is_empty());
         }
         state.connections += 1;

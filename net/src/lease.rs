@@ -1,6 +1,7 @@
 //! The address that a DHCP server gives, and the time for which it is valid.
 
 use crate::interface::State;
+use crate::packet::Contents;
 use crate::settings::Settings;
 use bulkhead_executor::RateLimit;
 use bulkhead_xen::{Hypervisor, Instant};
@@ -9,7 +10,7 @@ use core::time::Duration;
 use log::Level;
 use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::dhcpv4::{Config, Event, Socket};
-use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, Ipv4Cidr};
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr, Ipv4Cidr};
 
 /// The pause between two requests while no server answers (RFC 2131, 4.1). A bridge that has just got its port may have
 /// dropped the first one.
@@ -21,7 +22,42 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LINES: RateLimit = RateLimit::new(8, Duration::from_secs(300));
 /// The number of servers' answers that are used in a time. The client asks again at once after a refusal, and after an
 /// address with no time: a server could keep it busy.
-pub const ANSWERS: RateLimit = RateLimit::new(8, Duration::from_secs(1));
+const ANSWERS: RateLimit = RateLimit::new(8, Duration::from_secs(1));
+
+/// The answers of servers to an interface. Others in the network may send what looks like some: only those to the last
+/// question count, so that nobody who has not seen it can use the limit up. A renewal is asked of the server alone.
+pub struct DhcpAnswers {
+    client: EthernetAddress,
+    /// The number of the last question.
+    transaction: Option<u32>,
+    limit: RateLimit,
+}
+
+impl DhcpAnswers {
+    /// Returns those to an interface that has not asked yet.
+    pub fn new(client: EthernetAddress) -> DhcpAnswers {
+        DhcpAnswers {
+            client,
+            transaction: None,
+            limit: ANSWERS,
+        }
+    }
+
+    /// Notes the number of a question that is sent.
+    pub fn asked(&mut self, transaction: u32) {
+        self.transaction = Some(transaction);
+    }
+
+    /// Returns whether the stack is to have a packet: it is no answer, or one to the last question, and there are not too
+    /// many.
+    pub fn admit(&mut self, packet: &Contents<'_>, now: Instant) -> bool {
+        match packet.dhcp_answer(self.client) {
+            None => true,
+            answered if answered == self.transaction => self.limit.take(now),
+            Some(_) => false,
+        }
+    }
+}
 
 /// The client of an interface's DHCP server.
 pub struct Lease {

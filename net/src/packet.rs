@@ -10,9 +10,11 @@ use smoltcp::wire::{
 /// The offset of the checksum in a TCP header.
 const TCP_CHECKSUM: usize = 16;
 
-/// The port on which a client gets its answers (RFC 2131, 4.1).
+/// The port from which a client asks, and on which it gets its answers (RFC 2131, 4.1).
 const DHCP_CLIENT_PORT: u16 = 68;
-/// The offset of the client's address in a datagram of DHCP: a UDP header, and what precedes it (RFC 2131, 2).
+/// The offsets of the transaction's number and of the client's address in a datagram of DHCP: a UDP header, and what
+/// precedes them (RFC 2131, 2).
+const TRANSACTION: usize = 8 + 4;
 const CLIENT: usize = 8 + 28;
 
 /// A packet that has arrived, and that the backend cannot change any more.
@@ -145,19 +147,20 @@ impl<'f> Contents<'f> {
         !is_hidden(self.frame)
     }
 
-    /// Returns whether the packet is a DHCP server's answer to the client with that interface. Nothing else of it is
-    /// checked.
-    pub fn is_dhcp_answer(&self, client: EthernetAddress) -> bool {
-        let Some((_, udp)) = self.packet(IpProtocol::Udp) else {
-            return false;
-        };
-        let port = udp
-            .get(2..4)
-            .is_some_and(|port| port == DHCP_CLIENT_PORT.to_be_bytes());
-        port && udp
-            .get(CLIENT..)
-            .is_some_and(|dhcp| dhcp.starts_with(client.as_bytes()))
+    /// Returns the number of the transaction if the packet is a DHCP server's answer to the client with that interface.
+    /// Nothing else of it is checked.
+    pub fn dhcp_answer(&self, client: EthernetAddress) -> Option<u32> {
+        let (_, udp) = self.packet(IpProtocol::Udp)?;
+        let is_answer = udp.get(2..4)? == DHCP_CLIENT_PORT.to_be_bytes()
+            && udp.get(CLIENT..)?.starts_with(client.as_bytes());
+        transaction(udp).filter(|_| is_answer)
     }
+}
+
+/// Returns the number of the transaction in a datagram of DHCP.
+fn transaction(udp: &[u8]) -> Option<u32> {
+    let number = udp.get(TRANSACTION..)?.first_chunk()?;
+    Some(u32::from_be_bytes(*number))
 }
 
 /// Returns whether there is a TCP or UDP packet behind a header of IPv6 that has no use there. The stack would find the
@@ -176,10 +179,17 @@ fn is_hidden(frame: &[u8]) -> bool {
 /// checksum of the pseudo-header if the backend computes the rest, and all of it otherwise. Returns what the rings have
 /// to know of it.
 pub fn complete(frame: &mut [u8], offload: Offload, sequences: &mut Sequences) -> Flow {
-    let Some(found) = Transport::find(frame).filter(|found| found.protocol == IpProtocol::Tcp)
-    else {
+    let Some(found) = Transport::find(frame) else {
         return Flow::default();
     };
+    if found.protocol == IpProtocol::Udp {
+        let udp = &frame[found.start..found.end];
+        let is_client = udp.starts_with(&DHCP_CLIENT_PORT.to_be_bytes());
+        return Flow {
+            dhcp: transaction(udp).filter(|_| is_client),
+            ..Flow::default()
+        };
+    }
     let mut port = 0;
     let blank = match found.source {
         IpAddress::Ipv4(_) => offload.ipv4,
@@ -198,7 +208,11 @@ pub fn complete(frame: &mut [u8], offload: Offload, sequences: &mut Sequences) -
     } else if let Ok(mut tcp) = TcpPacket::new_checked(bytes) {
         tcp.fill_checksum(&found.source, &found.destination);
     }
-    Flow { port, blank }
+    Flow {
+        port,
+        blank,
+        dhcp: None,
+    }
 }
 
 /// What the rings have to know of a packet that is sent.
@@ -208,6 +222,8 @@ pub struct Flow {
     pub port: u16,
     /// True if the backend computes its checksum.
     pub blank: bool,
+    /// The transaction for which it asks a DHCP server.
+    pub dhcp: Option<u32>,
 }
 
 /// The checksums that the backend computes.

@@ -1,9 +1,11 @@
 //! Addresses that a DHCP server gives.
 
 use bulkhead_net_testing::world::{World, end_of, exchange, pattern, states};
-use bulkhead_net_testing::{ADDRESS, Lease};
+use bulkhead_net_testing::{ADDRESS, Datagram, Lease};
 use bulkhead_stream::{ConnectError, Ended};
-use smoltcp::wire::{DhcpMessageType, EthernetFrame, EthernetProtocol, Ipv4Address};
+use smoltcp::wire::{
+    DhcpMessageType, EthernetAddress, EthernetFrame, EthernetProtocol, Ipv4Address,
+};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -272,6 +274,52 @@ fn answers_that_make_no_sense_are_not_believed() {
         assert_eq!(addresses(&world), "10.0.0.7/24", "{what}");
         world.end();
     }
+}
+
+/// Has other hosts send that many forged answers, to a question that was not asked.
+fn send_forgeries(world: &World, count: u32) {
+    let own = EthernetAddress([0, 0x16, 0x3e, 0, 0, 7]);
+    let mut payload = vec![0; 300];
+    payload[..3].copy_from_slice(&[2, 1, 6]);
+    payload[28..34].copy_from_slice(own.as_bytes());
+    for number in 0..count {
+        payload[4..8].copy_from_slice(&number.to_be_bytes());
+        let forgery = Datagram {
+            from: EthernetAddress([2, 0, 0, 0, 0, 9]),
+            source: (Ipv4Address::new(10, 0, 0, 9), 67),
+            destination: (Ipv4Address::new(10, 0, 0, 7), 68),
+            payload: payload.clone(),
+        };
+        let mut back = world.back.borrow_mut();
+        back.to_frontend.push_back(forgery.frame(own));
+    }
+    world.run();
+}
+
+#[test]
+fn forged_answers_keep_the_servers_own_from_nobody() {
+    let world = World::with(true, &["ip=dhcp"]);
+    world.dhcp.borrow_mut().lease.seconds = Some(600);
+    world.dhcp.borrow_mut().answers = true;
+    let stream = {
+        // Also the first address comes.
+        for _ in 0..50 {
+            send_forgeries(&world, 20);
+            world.wait(SECOND / 10);
+        }
+        assert_eq!(addresses(&world), "10.0.0.7/24");
+        world.connect(SERVER)
+    };
+    let ended = world.start(end_of(stream));
+    // The address is renewed after five minutes, and would be lost after ten.
+    for _ in 0..700 {
+        send_forgeries(&world, 20);
+        world.wait(SECOND);
+        assert_eq!(addresses(&world), "10.0.0.7/24");
+    }
+    assert!(ended.borrow().is_none());
+    assert_eq!(asked(&world, DhcpMessageType::Discover), 2);
+    world.end();
 }
 
 /// Returns the hosts in the network for which the domain asks when it connects to a server elsewhere.

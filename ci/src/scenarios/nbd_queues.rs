@@ -113,15 +113,19 @@ fn connected(storage: &Running, seen: usize, queues: usize) -> Result<()> {
 }
 
 /// Has dom0's netback leave the interface and take it anew, as when its module is loaded again; and does the part that
-/// the toolstack's script has when an interface is attached.
+/// the toolstack's script has when an interface is attached. The frontend has to see that the first one has left: a new
+/// netback that finds it connected still takes what it wrote for the old one, refuses it, and is connected in name only.
 fn replace_backend(storage: &Running) -> Result<()> {
     let (device, link) = (
         format!("vif-{}-0", storage.id),
         format!("vif{}.0", storage.id),
     );
     let node = format!("backend/vif/{}/0/hotplug-status", storage.id);
+    let state = format!("/local/domain/{}/device/vif/0/state", storage.id);
     let script = format!(
-        "cd /sys/bus/xen-backend/drivers/vif && echo {device} >unbind && echo {device} >bind || exit
+        "cd /sys/bus/xen-backend/drivers/vif && echo {device} >unbind || exit
+while [ $(xenstore-read {state}) = 4 ]; do sleep 0.1; done
+echo {device} >bind || exit
 until ip link set {link} master {BRIDGE} up 2>/dev/null; do sleep 0.1; done
 xenstore-write {node} connected"
     );

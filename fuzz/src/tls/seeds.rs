@@ -13,15 +13,18 @@ use std::io::{Read, Write};
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// Returns a recording of each version of TLS.
+/// Returns a recording of each version of TLS, and one of small records: most messages, and the session tickets behind the
+/// handshake, come in several of them.
 pub fn seeds() -> Vec<Vec<u8>> {
-    [&TLS12, &TLS13].map(recorded).to_vec()
+    [(&TLS12, None), (&TLS13, None), (&TLS13, Some(64))]
+        .map(|(version, record)| recorded(version, record))
+        .to_vec()
 }
 
 /// Returns an input of the target: a zero (large pieces), and all that a server of that version sends. The server sends
 /// back what it receives, renews its keys once if the version is TLS 1.3, and closes the connection when the client
-/// does.
-fn recorded(version: &'static SupportedProtocolVersion) -> Vec<u8> {
+/// does. Its records have at most `record` bytes.
+fn recorded(version: &'static SupportedProtocolVersion, record: Option<usize>) -> Vec<u8> {
     let key = KeyPair::generate().expect("a key");
     let params = CertificateParams::new(vec![NAME.to_string()]).expect("a name");
     let own = params.signed_by(&key, &*AUTHORITY).expect("a certificate");
@@ -31,8 +34,9 @@ fn recorded(version: &'static SupportedProtocolVersion) -> Vec<u8> {
         .expect("a version")
         .with_no_client_auth();
     let config = builder.with_single_cert(vec![own.der().clone()], key);
-    let config = Arc::new(config.expect("a server"));
-    let mut server = ServerConnection::new(config).expect("a server");
+    let mut config = config.expect("a server");
+    config.max_fragment_size = record;
+    let mut server = ServerConnection::new(Arc::new(config)).expect("a server");
     let wire = Wire(Rc::new(RefCell::new(Lines {
         arriving: VecDeque::new(),
         piece: 1 << 14,

@@ -37,20 +37,38 @@ pub struct Liar<'w> {
 impl<'w> Liar<'w> {
     /// Offers a disk, connects to the rings that are published, and publishes these nodes of the disk.
     pub fn new(world: &'w World, disk: &[(&str, &str)]) -> Liar<'w> {
-        let mut liar = Liar::offering(world, &OFFER);
-        assert_eq!(liar.frontend(), Some(XenbusState::Initialised));
-        assert_eq!(liar.published("ring-page-order").as_deref(), Some("2"));
-        liar.connect();
-        liar.say(disk, XenbusState::Connected);
-        liar
+        Liar::offering(world, &OFFER).serving(disk)
+    }
+
+    /// Does the same with another disk, in the same domain.
+    pub fn beside(&self, name: &str, disk: &[(&str, &str)]) -> Liar<'w> {
+        let place = (self.domain.clone(), self.region.clone());
+        Liar::offering_in(self.world, place, name, &OFFER).serving(disk)
+    }
+
+    fn serving(mut self, disk: &[(&str, &str)]) -> Liar<'w> {
+        assert_eq!(self.frontend(), Some(XenbusState::Initialised));
+        assert_eq!(self.published("ring-page-order").as_deref(), Some("2"));
+        self.connect();
+        self.say(disk, XenbusState::Connected);
+        self
     }
 
     /// Offers a disk.
     pub fn offering(world: &'w World, offer: &[(&str, &str)]) -> Liar<'w> {
         let domain = world.sim.add_domain();
-        let vbd = Vbd::new(domain.id(), world.storage.id(), "xvda");
-        toolstack::attach(&mut world.sim.store(), &vbd, &Disk::new("anything"));
         let region = Region::new(domain.hypervisor()).expect("nobody else has it");
+        Liar::offering_in(world, (domain, region), "xvda", offer)
+    }
+
+    fn offering_in(
+        world: &'w World,
+        (domain, region): (SimDomain, Region<SimVcpu>),
+        name: &str,
+        offer: &[(&str, &str)],
+    ) -> Liar<'w> {
+        let vbd = Vbd::new(domain.id(), world.storage.id(), name);
+        toolstack::attach(&mut world.sim.store(), &vbd, &Disk::new("anything"));
         let liar = Liar {
             world,
             domain,

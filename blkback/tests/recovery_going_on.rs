@@ -1,10 +1,12 @@
 //! A driver domain that crashes and goes on with the rings of its own disks, whose backend stays connected, or does not.
 
+use super::liar::{DISK, Liar, THERE_AND_BACK};
 use super::recovery::{collect_all, held, push_writes};
 use bulkhead_blkback_testkit::{
     Crash, Frontend, Guest, Lower, Random, Setup, Style, World, content,
 };
 use bulkhead_grant::MappedPages;
+use bulkhead_ring::blkif::{Operation, Request, Status};
 use bulkhead_ring::{Index, RingMemory, SharedPages};
 use bulkhead_xen::GrantRef;
 use bulkhead_xen_sim::SimVcpu;
@@ -210,6 +212,63 @@ fn what_was_asked_before_the_crash_is_answered_before_anything_is_asked_again() 
     assert_eq!(disk.read(7, 1), [2; 512]);
     disk.detach();
     world.no_mistakes();
+}
+
+fn page_of(request: &Request) -> GrantRef {
+    match request.operation {
+        Operation::Transfer(transfer) => transfer.segments[0].gref(),
+        _ => panic!("{request:?}"),
+    }
+}
+
+/// A backend without persistent grants maps the pages of a request when it takes it: nothing but the ring is in use before.
+#[test]
+fn a_request_of_before_that_a_backend_takes_late_names_no_page_of_now() {
+    // While the disk waits for the answer, and after it was closed for lack of one.
+    for late in [Duration::ZERO, Duration::from_millis(500)] {
+        let world = World::with(Setup {
+            own_disks: true,
+            recover: true,
+            // Enough for both disks' pages of before, twice.
+            grant_entries: 4096,
+            ..Setup::default()
+        });
+        let mut first = Liar::new(&world, &DISK);
+        let mut second = first.beside("xvdb", &DISK);
+        let guest = Guest::with_memory(&world, 4096);
+        let mut disk = connected(&guest, "xvda", "vbd:xvda");
+        let mut slow = connected(&guest, "xvdb", "vbd:xvdb");
+        disk.link().push_write(0, &[5; 4096]);
+        disk.link().kick();
+        for _ in 0..4 {
+            slow.link().push_read(0, 8);
+        }
+        slow.link().kick();
+        world.wait(THERE_AND_BACK);
+        let asked = first.take();
+        world.crash_after(0, 0);
+        world.restart();
+        world.wait(AT_ONCE);
+        // A disk that is attached now has what was left looked at.
+        let lower = Lower::new(&world, &[("other".to_string(), content(42, 128 * 1024))]);
+        lower.attach("xvdc", &Disk::new("ram:other"));
+        world.wait(AT_ONCE);
+        assert_eq!(gone_on(&world), 0);
+        first.answer(&asked.response(Status::Okay));
+        world.wait(AT_ONCE + late);
+        assert_eq!(gone_on(&world), 1);
+        let now = page_of(&first.take());
+        for number in 0..4 {
+            let before = page_of(&second.take());
+            let page = second.region.map_pages(world.storage.id(), &[before]);
+            let page = page.expect("room").map(drop);
+            assert!(
+                page.is_err(),
+                "request {number} names {before}, which is granted now ({now} is, too)"
+            );
+        }
+        world.no_mistakes();
+    }
 }
 
 #[test]

@@ -157,7 +157,10 @@ impl<H: Hypervisor> Wire<H> {
             idle.then_some((front, slots))
         };
         match attach() {
-            Some(ring) => Ok(Self::with(memory, ring, hypervisor, port, rules)),
+            Some(ring) => {
+                memory.drained();
+                Ok(Self::with(memory, ring, hypervisor, port, rules))
+            }
             None => Err(memory),
         }
     }

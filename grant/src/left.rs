@@ -21,8 +21,11 @@ struct Left {
 #[derive(Default)]
 pub(crate) struct LeftGrants {
     all: Vec<Left>,
-    /// Those that have ended. Messages of before may still name them, so they are not given out before all have ended.
+    /// Those that have ended. Messages of before may still name them, so they are not given out before all have ended, and
+    /// all rings that were taken up are drained.
     ended: Vec<GrantRef>,
+    /// Those of rings that this boot has taken up, while a backend may be at work on messages of before there.
+    undrained: Vec<GrantRef>,
     pages: Option<Arc<dyn GrantedBefore>>,
     /// How many there were.
     found: usize,
@@ -60,16 +63,16 @@ impl LeftGrants {
             found: all.len(),
             all,
             ended,
+            undrained: Vec::new(),
             pages,
         };
         (left, fresh, unused)
     }
 
     /// Ends those whose pages are not in use, by `revoke`, which returns whether an entry has ended. A page is free memory
-    /// again once all grants of it have ended. Once all grants have ended, passes all entries to `free`: a backend has
-    /// unmapped its rings then, and uses no number that it has found there.
+    /// again once all grants of it have ended. Passes entries to `free` as [`drained`](Self::drained) does.
     #[allow(unsafe_code, reason = "gives pages back that no grant names")]
-    pub fn end(&mut self, revoke: impl Fn(GrantRef) -> bool, mut free: impl FnMut(GrantRef)) {
+    pub fn end(&mut self, revoke: impl Fn(GrantRef) -> bool, free: impl FnMut(GrantRef)) {
         let mut used = Vec::new();
         for page in self.all.chunk_by(|one, other| one.frame == other.frame) {
             let before = used.len();
@@ -87,13 +90,30 @@ impl LeftGrants {
             }
         }
         self.all = used;
-        if self.all.is_empty() {
-            self.ended.drain(..).for_each(&mut free);
+        self.free_ended(free);
+    }
+
+    /// Notes that a backend is at work on no message of before that it has found in these pages: it has answered all that
+    /// were there, or uses the pages no more. Passes all entries that have ended to `free` if that was the last place where
+    /// such messages may be.
+    pub fn drained(&mut self, grefs: &[GrantRef], free: impl FnMut(GrantRef)) {
+        // Most grants that end are none of these, as there are none.
+        if !self.undrained.is_empty() {
+            self.undrained.retain(|gref| !grefs.contains(gref));
+            self.free_ended(free);
+        }
+    }
+
+    /// Passes all entries that have ended to `free`, once no backend uses a number that it has found in a message of before:
+    /// it has unmapped its rings, or they are drained.
+    fn free_ended(&mut self, free: impl FnMut(GrantRef)) {
+        if self.all.is_empty() && self.undrained.is_empty() {
+            self.ended.drain(..).for_each(free);
         }
     }
 
     /// Takes those out, which are a domain's, and with them their pages, which no other grant may name, and which lie in a
-    /// row. Returns where the first page is.
+    /// row. Returns where the first page is. They are taken to have messages of before until they are [`drained`](Self::drained).
     pub fn keep(&mut self, domain: DomId, grefs: &[GrantRef]) -> Option<NonNull<u8>> {
         let mut first = None;
         for (number, gref) in grefs.iter().enumerate() {
@@ -110,6 +130,7 @@ impl LeftGrants {
             }
         }
         self.all.retain(|left| !grefs.contains(&left.gref));
+        self.undrained.extend(grefs);
         first
     }
 

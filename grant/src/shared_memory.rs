@@ -131,7 +131,7 @@ impl<H: Hypervisor> SharedMemory<H> {
     }
 
     /// Takes up pages in a row that a boot before this one has granted to a backend, which goes on using them. `None` if there
-    /// are none such.
+    /// are none such. Until they are [`drained`](Self::drained), or taken back, no number of a grant of before is given out.
     pub fn left(
         pool: &PagePool,
         table: &GrantTable<H>,
@@ -151,6 +151,13 @@ impl<H: Hypervisor> SharedMemory<H> {
             table: table.clone(),
             pool: pool.clone(),
         })
+    }
+
+    /// Notes that the backend is done with all messages of before in pages that were [taken up](Self::left): it uses no
+    /// number any more that it has found there.
+    pub fn drained(&self) {
+        let grefs: Vec<GrantRef> = self.grants.iter().map(Grant::gref).collect();
+        self.table.drained(&grefs);
     }
 
     /// Returns the address of the first page.

@@ -42,6 +42,15 @@ struct Stock {
     left: LeftGrants,
 }
 
+impl Stock {
+    /// Takes an entry back that grants nothing any more.
+    fn give_back(&mut self, gref: GrantRef) {
+        self.free.push(gref);
+        let free = &mut self.free;
+        self.left.drained(&[gref], |gref| free.push(gref));
+    }
+}
+
 /// The domain's grant table, which is set up when it is first needed. Clones are the same.
 pub struct TableOnDemand<H: Hypervisor> {
     shared: Arc<OnDemand<H>>,
@@ -201,7 +210,8 @@ impl<H: Hypervisor> GrantTable<H> {
 
     /// Goes on with grants that a boot before this one has left, that their domain uses, and whose pages lie in a row: they are
     /// this boot's from here on, and so are the pages. Adds the grants to `grants`, which has room for them, and returns the
-    /// address of the first page; `None` if there are none such.
+    /// address of the first page; `None` if there are none such. No number of before is given out until they are
+    /// drained, or have ended.
     pub fn keep_left(
         &self,
         domain: DomId,
@@ -225,6 +235,13 @@ impl<H: Hypervisor> GrantTable<H> {
             Grant { entry }
         }));
         Some(first)
+    }
+
+    /// Notes that the other domain has answered all messages of before in pages that were [kept](Self::keep_left).
+    pub(crate) fn drained(&self, grefs: &[GrantRef]) {
+        let mut stock = self.shared.stock.lock();
+        let Stock { free, left, .. } = &mut *stock;
+        left.drained(grefs, |gref| free.push(gref));
     }
 
     /// Takes an entry.
@@ -290,16 +307,15 @@ impl<H: Hypervisor> GrantTable<H> {
 
     /// Ends the grants that were abandoned while in use and are no longer in use.
     fn reclaim(&self, stock: &mut Stock) {
-        let Stock {
-            free, lingering, ..
-        } = stock;
-        lingering.retain(|&gref| {
-            let ended = self.revoke(gref);
-            if ended {
-                free.push(gref);
+        let mut ended = Vec::new();
+        stock.lingering.retain(|&gref| {
+            let still = !self.revoke(gref);
+            if !still {
+                ended.push(gref);
             }
-            !ended
+            still
         });
+        ended.into_iter().for_each(|gref| stock.give_back(gref));
     }
 
     pub(crate) fn transfer_entry(&self, gref: GrantRef) -> TransferEntry<'static> {
@@ -423,7 +439,7 @@ impl<H: Hypervisor> Drop for Entry<H> {
         let ended = self.table.revoke(self.gref);
         let mut stock = self.table.shared.stock.lock();
         if ended {
-            stock.free.push(self.gref);
+            stock.give_back(self.gref);
         } else {
             log::warn!(
                 "grant {} is abandoned while its page is still in use",

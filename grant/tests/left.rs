@@ -214,3 +214,79 @@ fn pages_in_another_order_are_not_taken_up_and_waited_for() {
     drop(pool);
     pair.assert_clean();
 }
+
+/// A backend takes messages of before from a ring whose pages are this boot's already, and maps by the numbers in them.
+#[test]
+fn numbers_of_before_are_not_given_out_while_a_ring_that_was_taken_up_may_have_messages() {
+    let over: [fn(SharedMemory<SimVcpu>, &mut dyn FnMut()); 3] = [
+        // All were answered.
+        |ring, _| {
+            ring.drained();
+            std::mem::forget(ring);
+        },
+        // The backend has let go of the ring.
+        |mut ring, let_go| {
+            assert!(!ring.revoke());
+            let_go();
+            assert!(ring.revoke());
+        },
+        // The same, of a ring that was given up before.
+        |ring, let_go| {
+            drop(ring);
+            let_go();
+        },
+    ];
+    for (number, over) in over.into_iter().enumerate() {
+        let pair = Pair::new();
+        let hypervisor = pair.frontend.hypervisor();
+        let table = GrantTable::new(hypervisor.clone()).unwrap();
+        let pages = hypervisor.allocate_to_grant(4).unwrap();
+        // SAFETY: within the pages.
+        let page = |number: usize| unsafe { pages.add(number * 4096) };
+        let rings = [0, 1, 2].map(|number| grant(&table, &pair, page(number)));
+        let numbers = [(); 3].map(|()| grant(&table, &pair, page(3)));
+        let mut pool = pair.region.map_pool(pair.guest(), 3).unwrap();
+        let mapped = rings.map(|ring| pool.queue_map(ring, GrantAccess::ReadWrite).unwrap());
+        pool.map_queued();
+        let (table, memory) = next_boot(&pair, table);
+        // Two rings, one of two pages.
+        let take_up = |grefs: &[GrantRef]| {
+            SharedMemory::left(&memory, &table, pair.backend.id(), grefs).unwrap()
+        };
+        let (first, second) = (take_up(&rings[..2]), take_up(&rings[2..]));
+        assert_eq!(table.end_left(None), 0, "nothing else is in use");
+        let own = hypervisor.allocate_to_grant(1).unwrap();
+        let none_is_given_out = || {
+            for _ in 0..20 {
+                let new = grant(&table, &pair, own);
+                assert!(!numbers.contains(&new), "{number}: {new}");
+            }
+        };
+        none_is_given_out();
+        first.drained();
+        none_is_given_out();
+        let free = table.free_entries();
+        let mut mapped = Some(mapped);
+        over(second, &mut || {
+            let mapped = mapped.take().into_iter().flatten();
+            mapped.for_each(|page| pool.queue_unmap(page));
+            pool.unmap_queued();
+        });
+        // Each of the three, and the ring's one where it has ended.
+        assert_eq!(table.free_entries(), free + 3 + usize::from(number > 0));
+        let again: Vec<_> = (0..3).map(|_| grant(&table, &pair, own)).collect();
+        assert!(
+            numbers.iter().all(|number| again.contains(number)),
+            "{number}: {again:?}"
+        );
+        std::mem::forget(first);
+        mapped
+            .take()
+            .into_iter()
+            .flatten()
+            .for_each(|page| pool.queue_unmap(page));
+        pool.unmap_queued();
+        drop(pool);
+        pair.assert_clean();
+    }
+}

@@ -290,6 +290,8 @@ impl<H: PciHost> Life<'_, H> {
         });
         let resumed = match page.zip(port) {
             Some((page, port)) => {
+                // No operation names a grant.
+                page.drained();
                 Channel::left(&frontend.handle, page, Port(port), frontend.options)
             }
             None => Err("pciback does not use its page".to_string()),

@@ -194,6 +194,7 @@ impl World {
                 + usize::from(setup.own_disks || setup.network) * 2048,
             memory_later: setup.memory_later,
             region_pages: setup.region_pages,
+            grant_entries: setup.grant_entries,
             ..DomainConfig::default()
         });
         let ramdisk = ramdisk::load(&storage, &archive);

@@ -22,6 +22,8 @@ pub struct Setup {
     pub vcpus: u32,
     /// The driver domain's address space for foreign pages.
     pub region_pages: usize,
+    /// The entries of its grant table.
+    pub grant_entries: u32,
     /// The options of its engine.
     pub options: Options,
     /// Images can have more memory from Xen, and give it back.
@@ -62,6 +64,7 @@ impl Default for Setup {
             kind: DomainKind::Pvh,
             vcpus: 1,
             region_pages: 32 * 1024,
+            grant_entries: 2048,
             options: Options::default(),
             reservation: false,
             memory_later: 0,

@@ -84,7 +84,7 @@ fn crashes_follow_each_other_while_a_verifying_guest_is_at_work() {
     let mut load = Load::new(&mut disk);
     let mut random = Random::new(12);
     let mut crashes = 0;
-    for round in 0..30 {
+    for round in 0..60 {
         let why = format!("round {round}");
         for _ in 0..random.below(8) {
             load.send(&mut disk, &mut random);
@@ -108,7 +108,7 @@ fn crashes_follow_each_other_while_a_verifying_guest_is_at_work() {
         assert_eq!(disk.backend(), Some(XenbusState::Connected), "{why}");
     }
     assert!(crashes > 20, "{crashes} crashes");
-    load.expect_all(&mut disk, 1000);
+    load.expect_all(&mut disk, 2000);
     disk.detach();
     assert_eq!(held(&world), before);
     world.no_mistakes();

@@ -14,18 +14,24 @@ pub fn operation<T>(command: u32, request: &mut T) -> Result<(), Errno> {
     unsafe { hypercall::event_channel_op(command.into(), hypercall::pointer(request)) }.map(|_| ())
 }
 
-/// Delivers a port to the calling vCPU, and unmasks it. On the first vCPU, the port must not have been delivered to
-/// another one.
+/// Delivers a new port to the calling vCPU, and unmasks it.
 pub fn deliver_here(port: Port) -> Result<(), Errno> {
-    let here = vcpu::current();
-    if here.id() != VcpuId(0) {
-        // Ports are delivered to vCPU 0 until told otherwise (event_channel.h).
-        let mut request = event_channel::BindVcpu {
-            port,
-            vcpu: here.id(),
-        };
-        operation(event_channel::BIND_VCPU, &mut request)?;
+    // Ports are delivered to vCPU 0 until told otherwise (event_channel.h).
+    if vcpu::current().id() == VcpuId(0) {
+        vcpu::current().ports.insert(port);
+        return operation(event_channel::UNMASK, &mut event_channel::OnPort { port });
     }
+    move_here(port)
+}
+
+/// Delivers a port to the calling vCPU, whichever it was delivered to before, and unmasks it.
+pub fn move_here(port: Port) -> Result<(), Errno> {
+    let here = vcpu::current();
+    let mut request = event_channel::BindVcpu {
+        port,
+        vcpu: here.id(),
+    };
+    operation(event_channel::BIND_VCPU, &mut request)?;
     here.ports.insert(port);
     operation(event_channel::UNMASK, &mut event_channel::OnPort { port })
 }

@@ -211,7 +211,8 @@ unsafe impl Hypervisor for Hypercalls {
 
     #[cfg(feature = "recover")]
     fn take_up_port(&self, port: Port) -> Result<(), Errno> {
-        event_channels::deliver_here(port)
+        // Before the crash it may have been another vCPU's.
+        event_channels::move_here(port)
     }
 
     fn mask_port(&self, port: Port) {

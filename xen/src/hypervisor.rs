@@ -86,8 +86,8 @@ pub unsafe trait Hypervisor: Clone + Send + Sync + 'static {
     fn is_connected(&self, port: Port) -> Result<bool, Errno>;
 
     /// Takes over a port that a boot before this one of the same domain has left open: delivers it to this vCPU,
-    /// unmasked. On the first vCPU, it must not have been delivered to another one. Notifications that came before this
-    /// boot are lost. Fails with [`Errno::NOSYS`] if no boot leaves ports open.
+    /// unmasked, whichever vCPU it was delivered to before. Notifications that came before this boot are lost. Fails with
+    /// [`Errno::NOSYS`] if no boot leaves ports open.
     fn take_up_port(&self, port: Port) -> Result<(), Errno> {
         let _ = port;
         Err(Errno::NOSYS)

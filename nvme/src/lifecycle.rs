@@ -1,5 +1,6 @@
 //! The task of a controller: starts it, listens to it, resets it when it fails, and stops it.
 
+mod finding;
 mod given_up;
 mod listening;
 mod starting;

@@ -1,0 +1,136 @@
+//! Finding the namespaces of a controller: when it starts, and when they have changed.
+
+use super::Life;
+use crate::admin::AdminError;
+use crate::command::admin::{self, Identify};
+use crate::command::{
+    ControllerData, NamespaceData, NamespaceError, NamespaceId, PAGE, active_namespaces,
+};
+use crate::namespace::Namespace;
+use alloc::string::ToString;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use bulkhead_xen::Hypervisor;
+use core::time::Duration;
+use log::Level;
+
+/// The most namespaces of a controller that are served.
+const MOST_NAMESPACES: usize = 128;
+
+/// The pause before namespaces are looked at again of which a controller says nothing for the moment.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+impl<H: Hypervisor> Life<'_, H> {
+    /// Finds the namespaces that there are now.
+    pub(super) async fn find_namespaces(&mut self) -> Result<(), AdminError> {
+        let Some(data) = self.controller.data().cloned() else {
+            return Ok(());
+        };
+        self.look_again = None;
+        let mut namespaces = Vec::new();
+        let mut refused = Vec::new();
+        for id in self.active_namespaces(&data).await? {
+            let bytes = self
+                .admin
+                .read(admin::identify(Identify::Namespace(id)))
+                .await;
+            let found = match bytes {
+                Ok(bytes) => NamespaceData::parse(&bytes).map_err(|error| error.to_string()),
+                Err(AdminError::Refused { status, .. }) => {
+                    if status.may_be_retried() {
+                        self.look_again = Some(self.handle.now() + LOOK_AGAIN);
+                        // It says nothing of the namespace, which is kept.
+                        if let Some(known) = self.controller.namespace(id) {
+                            namespaces.push(known);
+                            continue;
+                        }
+                    }
+                    Err(status.to_string())
+                }
+                Err(error) => return Err(error),
+            };
+            match found {
+                Ok(found) => namespaces.push(self.known_or_new(id, found, &data)),
+                // One of the numbers that an old controller may have.
+                Err(reason) if reason == NamespaceError::Missing.to_string() => {}
+                Err(reason) => {
+                    if self.controller.refused(id).as_ref() != Some(&reason) {
+                        let line = format_args!("/n{id}: it is not served: {reason}");
+                        self.tell(Level::Warn, line);
+                    }
+                    refused.push((id, reason));
+                }
+            }
+        }
+        for before in self.controller.namespaces() {
+            if !namespaces.iter().any(|now| Arc::ptr_eq(now, &before)) {
+                let reason = "it was removed, or is another namespace now";
+                let line = format_args!("/n{}: {reason}", before.id());
+                self.tell(Level::Warn, line);
+                before.fail(reason);
+                for pair in self.controller.pairs() {
+                    pair.lock().fail_namespace(before.id());
+                }
+            }
+        }
+        self.controller.set_namespaces(namespaces, refused);
+        Ok(())
+    }
+
+    /// Returns the namespace that is known by that number, or a new one.
+    fn known_or_new(
+        &mut self,
+        id: NamespaceId,
+        found: NamespaceData,
+        data: &ControllerData,
+    ) -> Arc<Namespace> {
+        if let Some(known) = self.controller.namespace(id) {
+            let before = known.sectors();
+            if known.update(&found) {
+                let sectors = known.sectors();
+                if sectors != before {
+                    let line = format_args!("/n{id}: now {sectors} sectors");
+                    self.tell(Level::Info, line);
+                }
+                return known;
+            }
+        }
+        Arc::new(Namespace::new(id, found, data))
+    }
+
+    /// Returns the numbers of the namespaces.
+    async fn active_namespaces(
+        &mut self,
+        data: &ControllerData,
+    ) -> Result<Vec<NamespaceId>, AdminError> {
+        let mut all: Vec<NamespaceId> = Vec::new();
+        loop {
+            let after = all.last().copied().unwrap_or_default();
+            let list = self
+                .admin
+                .read(admin::identify(Identify::NamespacesAfter(after)))
+                .await;
+            let list: [u8; PAGE] = match list {
+                Ok(list) => list,
+                // Before version 1.1 there was no list: the numbers begin with 1.
+                Err(AdminError::Refused { .. }) if all.is_empty() => {
+                    let most = data.namespaces.min(MOST_NAMESPACES as u32);
+                    return Ok((1..=most).map(NamespaceId).collect());
+                }
+                Err(error) => return Err(error),
+            };
+            let found = active_namespaces(&list).filter(|id| *id > after);
+            let before = all.len();
+            all.extend(found.take(MOST_NAMESPACES - before));
+            if all.len() == MOST_NAMESPACES {
+                let line =
+                    format_args!(": more than {MOST_NAMESPACES} namespaces are not looked at");
+                self.tell(Level::Warn, line);
+                return Ok(all);
+            }
+            if all.len() - before < PAGE / 4 {
+                return Ok(all);
+            }
+        }
+    }
+}

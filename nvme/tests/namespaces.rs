@@ -183,7 +183,7 @@ fn nothing_more_is_asked_of_a_namespace_in_the_place_of_another_one() {
 }
 
 /// Has the controller refuse to describe a namespace as often as said, with that status.
-fn refuse(world: &World, id: u32, mut times: usize, status: Status) {
+pub fn refuse(world: &World, id: u32, mut times: usize, status: Status) {
     world.fake.decide_admin(move |command| {
         let of_namespace = command.opcode() == opcode::IDENTIFY
             && (command.dword(10), command.namespace().0) == (0, id);

@@ -1,8 +1,9 @@
 //! Commands that take too long, controllers that fail, and controllers that vanish.
 
+use super::namespaces::refuse;
 use bulkhead_images::{IoError, Submitted};
-use bulkhead_nvme::command::Command;
 use bulkhead_nvme::command::admin::opcode;
+use bulkhead_nvme::command::{Command, Status};
 use bulkhead_nvme_testing::world::{Buffer, NAME, World, discard, pattern, read, write};
 use bulkhead_nvme_testing::{Config, FakeNamespace, Fate};
 use std::sync::Arc;
@@ -116,6 +117,49 @@ fn what_a_namespace_was_asked_is_not_asked_of_the_one_in_its_place_after_a_reset
         drop(disk);
         let mut new = world.open("nvme:03:00.0");
         assert_eq!(new.does(write(0), &buffer.whole(4096)), Ok(()));
+        drop((new, buffer));
+        world.end();
+    }
+}
+
+#[test]
+fn what_a_namespace_was_asked_waits_until_it_is_described_after_a_reset() {
+    // As it was; with larger blocks, so that it is another one; and not for as long as anybody waits.
+    for (refusals, shift, goes_on) in [(3, 9, true), (3, 12, false), (1000, 9, false)] {
+        let world = World::started(Config::default());
+        let mut disk = world.open("nvme:03:00.0");
+        let buffer = Buffer::new(&world, 2);
+        world.fake.decide(|_| Fate::Lost);
+        disk.ask(1, write(0), &[buffer.segment(0, 0, 512)]);
+        world.run();
+        assert_eq!(world.fake.seen().len(), 1);
+        world
+            .fake
+            .change(|config| config.namespaces[0] = FakeNamespace::new(1, shift, 4096));
+        refuse(&world, 1, refusals, Status::NAMESPACE_NOT_READY);
+        world.fake.decide(|_| Fate::Done);
+        world.fake.fail();
+        world.wait(Duration::from_secs(1));
+        let handed = disk.hand(2, read(0), &[buffer.segment(1, 0, 512)]);
+        assert_ne!(handed, Submitted::Done(Ok(())));
+        disk.queue.flush_submissions();
+        world.wait(Duration::from_secs(12));
+        disk.collect();
+        let outcome = if goes_on {
+            Ok(())
+        } else {
+            Err(IoError::Medium)
+        };
+        assert!(disk.done.contains(&(1, outcome)), "{refusals}, {shift}");
+        let seen = world.fake.seen().len();
+        assert_eq!(seen > 1, goes_on, "{refusals}, {shift}: {seen}");
+        assert!(world.lines().contains(" 1 resets"), "{}", world.lines());
+        // Whatever is there later can be opened.
+        refuse(&world, 1, 0, Status::NAMESPACE_NOT_READY);
+        world.wait(Duration::from_secs(6));
+        drop(disk);
+        let mut new = world.open("nvme:03:00.0");
+        assert_eq!(new.does(read(0), &buffer.whole(4096)), Ok(()));
         drop((new, buffer));
         world.end();
     }

@@ -10,7 +10,7 @@ use crate::namespace::Namespace;
 use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_xen::Hypervisor;
+use bulkhead_xen::{Hypervisor, Instant};
 use core::time::Duration;
 use log::Level;
 
@@ -20,9 +20,25 @@ const MOST_NAMESPACES: usize = 128;
 /// The pause before namespaces are looked at again of which a controller says nothing for the moment.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
+/// The time that a controller has after a reset to describe the namespaces that it had before, and the pause before it
+/// is asked again. All of its requests wait meanwhile.
+const DESCRIBES: Duration = Duration::from_secs(10);
+const DESCRIBES_PAUSE: Duration = Duration::from_millis(100);
+
 impl<H: Hypervisor> Life<'_, H> {
-    /// Finds the namespaces that there are now.
-    pub(super) async fn find_namespaces(&mut self) -> Result<(), AdminError> {
+    /// Finds the namespaces that a controller has which has started, for the first time or after a reset. Others may be in
+    /// the place of those that it had before: none is kept that it does not describe.
+    pub(super) async fn find_namespaces_anew(&mut self) -> Result<(), AdminError> {
+        let over = self.handle.now() + DESCRIBES;
+        self.find_namespaces(Some(over)).await
+    }
+
+    /// Finds the namespaces that there are now. Those that are known and not described for the moment are kept, or
+    /// asked for again until a point in time, and not kept then.
+    pub(super) async fn find_namespaces(
+        &mut self,
+        over: Option<Instant>,
+    ) -> Result<(), AdminError> {
         let Some(data) = self.controller.data().cloned() else {
             return Ok(());
         };
@@ -30,17 +46,15 @@ impl<H: Hypervisor> Life<'_, H> {
         let mut namespaces = Vec::new();
         let mut refused = Vec::new();
         for id in self.active_namespaces(&data).await? {
-            let bytes = self
-                .admin
-                .read(admin::identify(Identify::Namespace(id)))
-                .await;
-            let found = match bytes {
+            let found = match self.describe(id, over).await {
                 Ok(bytes) => NamespaceData::parse(&bytes).map_err(|error| error.to_string()),
                 Err(AdminError::Refused { status, .. }) => {
                     if status.may_be_retried() {
                         self.look_again = Some(self.handle.now() + LOOK_AGAIN);
                         // It says nothing of the namespace, which is kept.
-                        if let Some(known) = self.controller.namespace(id) {
+                        if over.is_none()
+                            && let Some(known) = self.controller.namespace(id)
+                        {
                             namespaces.push(known);
                             continue;
                         }
@@ -64,7 +78,7 @@ impl<H: Hypervisor> Life<'_, H> {
         }
         for before in self.controller.namespaces() {
             if !namespaces.iter().any(|now| Arc::ptr_eq(now, &before)) {
-                let reason = "it was removed, or is another namespace now";
+                let reason = "it was removed, is another namespace now, or is not described";
                 let line = format_args!("/n{}: {reason}", before.id());
                 self.tell(Level::Warn, line);
                 before.fail(reason);
@@ -75,6 +89,27 @@ impl<H: Hypervisor> Life<'_, H> {
         }
         self.controller.set_namespaces(namespaces, refused);
         Ok(())
+    }
+
+    /// Asks what a namespace is; if it is known, again until that point in time, as long as that is not said for the
+    /// moment.
+    async fn describe(
+        &mut self,
+        id: NamespaceId,
+        over: Option<Instant>,
+    ) -> Result<[u8; PAGE], AdminError> {
+        let known = self.controller.namespace(id).is_some();
+        loop {
+            let identify = admin::identify(Identify::Namespace(id));
+            let described = self.admin.read(identify).await;
+            let again = over.is_some_and(|over| known && self.handle.now() < over);
+            match described {
+                Err(AdminError::Refused { status, .. }) if again && status.may_be_retried() => {
+                    self.handle.sleep(DESCRIBES_PAUSE).await;
+                }
+                described => return described,
+            }
+        }
     }
 
     /// Returns the namespace that is known by that number, or a new one.

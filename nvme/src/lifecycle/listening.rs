@@ -72,7 +72,7 @@ impl<H: Hypervisor> Life<'_, H> {
 
     /// Reads the namespaces anew. If the controller refuses that, they stay as they are.
     pub(super) async fn look_at_namespaces(&mut self) -> Result<(), AdminError> {
-        match self.find_namespaces().await {
+        match self.find_namespaces(None).await {
             Ok(()) => self.controller.watch().changed(),
             Err(AdminError::Refused { opcode, status }) => {
                 let line = format_args!(

@@ -116,7 +116,7 @@ impl<H: Hypervisor> Life<'_, H> {
         self.identify().await?;
         self.make_queues(capabilities).await?;
         self.request_events().await?;
-        self.find_namespaces().await?;
+        self.find_namespaces_anew().await?;
         self.read_smart().await?;
         let now = seconds(self.handle.now());
         for pair in self.controller.pairs() {

@@ -9,7 +9,7 @@
 //!   └─ Region ─ ranges of pages, given out when a disk connects, returned when it goes
 //!      ├─ MappedPages   a ring's pages, contiguous, mapped as long as the value lives
 //!      ├─ MapPool       a queue's data pages, mapped and unmapped in batches, a sweep at a time
-//!      └─ PersistentCache  a queue's data pages that stay mapped, the least recently used ones go
+//!      └─ PersistentCache  a queue's data pages that stay mapped; the one goes that became idle first
 //! ```
 //!
 //! Pages that only a device accesses need no address: [`DevicePool`] has their bus addresses alone.

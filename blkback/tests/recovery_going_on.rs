@@ -8,9 +8,9 @@ use bulkhead_blkback_testkit::{
 use bulkhead_grant::MappedPages;
 use bulkhead_ring::blkif::{Operation, Request, Status};
 use bulkhead_ring::{Index, RingMemory, SharedPages};
-use bulkhead_xen::GrantRef;
-use bulkhead_xen_sim::SimVcpu;
+use bulkhead_xen::{Errno, GrantRef};
 use bulkhead_xen_sim::xenstore::toolstack::Disk;
+use bulkhead_xen_sim::{Hypercall, SimVcpu};
 use bulkhead_xenbus::XenbusState;
 use std::time::Duration;
 
@@ -288,6 +288,26 @@ fn a_disk_that_is_attached_after_a_crash_waits_for_no_page_of_another_one() {
     let mut other = connected(&guest, "xvdb", "vbd:xvdb");
     other.write(0, &[2; 512]);
     other.detach();
+    disk.detach();
+    world.no_mistakes();
+}
+
+#[test]
+fn a_port_that_cannot_be_taken_up_is_closed() {
+    let world = world_with(1);
+    let _lower = below(&world);
+    let guest = Guest::with_memory(&world, 2048);
+    let mut disk = connected(&guest, "xvda", "vbd:xvda");
+    disk.write(0, &[1; 512]);
+    let before = world.storage.open_ports();
+    world.crash_after(0, 0);
+    world
+        .storage
+        .fail_call(Hypercall::BindVcpu, Errno::INVAL, 1);
+    world.restart();
+    world.wait(Duration::from_secs(3));
+    assert_eq!((world.storage.open_ports(), gone_on(&world)), (before, 0));
+    assert_eq!(disk.read(0, 1), [1; 512]);
     disk.detach();
     world.no_mistakes();
 }

@@ -306,7 +306,7 @@ async fn listen<H: Hypervisor>(
         let hypervisor = handle.hypervisor();
         let port = match channel {
             Channel::New(backend) => hypervisor.alloc_unbound(backend),
-            Channel::Left(port) => hypervisor.take_up_port(port).map(|()| port),
+            Channel::Left(port) => hypervisor.take_up_or_close_port(port).map(|()| port),
         };
         let port = match port {
             Ok(port) => port,

@@ -115,7 +115,7 @@ impl<H: Hypervisor> Channel<H> {
         if hypervisor.is_connected(port) != Ok(true) {
             return Err(format!("its event channel {port} is not connected"));
         }
-        let taken = hypervisor.take_up_port(port);
+        let taken = hypervisor.take_up_or_close_port(port);
         taken.map_err(|error| format!("its event channel {port}: {error}"))?;
         let channel = Self::with(handle, page, port, options);
         // pciback may have reported an error of a function meanwhile, and the crash may have come after an operation

@@ -93,6 +93,14 @@ pub unsafe trait Hypervisor: Clone + Send + Sync + 'static {
         Err(Errno::NOSYS)
     }
 
+    /// Does the same for a port that nobody else would close, and closes it if that fails.
+    fn take_up_or_close_port(&self, port: Port) -> Result<(), Errno> {
+        self.take_up_port(port).inspect_err(|_| {
+            // Xen refuses it for ports that are not open.
+            let _ = self.close_port(port);
+        })
+    }
+
     /// Masks a port of this vCPU: its notifications wake no vCPU, and cost nothing, until
     /// [`unmask_port`](Self::unmask_port).
     fn mask_port(&self, port: Port);

@@ -15,6 +15,8 @@ pub enum Hypercall {
     BindInterdomain,
     /// `EVTCHNOP_alloc_unbound`
     AllocUnbound,
+    /// `EVTCHNOP_bind_vcpu`, by which a port is taken up that a boot before has left open
+    BindVcpu,
     /// `EVTCHNOP_close`
     ClosePort,
     /// `EVTCHNOP_send`

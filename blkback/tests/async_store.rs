@@ -49,6 +49,22 @@ fn answers_come_in_the_order_of_the_store() {
 }
 
 #[test]
+fn a_store_that_would_take_a_request_where_none_waits_is_heard_afterwards() {
+    let (world, late) = World::with_late_disks();
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvdd", "ram:disk0").connected();
+    disk.link().push_read(0, 8);
+    assert_eq!(disk.exchange(), []);
+    late.last().call();
+    world.run();
+    late.last().release(0);
+    world.run();
+    assert_eq!(disk.link().collect().len(), 1);
+    disk.detach();
+    world.nothing_left();
+}
+
+#[test]
 fn a_ring_is_refilled_while_the_store_is_late() {
     let (world, late) = World::with_late_disks();
     let guest = Guest::new(&world);

@@ -266,14 +266,17 @@ impl<H: Hypervisor> Queue<H> {
         self.stats.sleeps.add(1);
     }
 
-    /// Returns ready if the device has completed a request. Otherwise the device wakes the task when it does.
+    /// Returns ready if the device has completed a request, or says that it may take one. Otherwise it wakes the task
+    /// when it does.
     pub fn poll_completion(&mut self, context: &mut Context<'_>) -> Poll<()> {
         if self.in_flight() == 0 {
             return Poll::Pending;
         }
-        self.submitter.collect(context, &mut self.dispatcher);
+        // A device that is ready has not kept the waker, even if no request waits for it any more.
+        let polled = self.submitter.collect(context, &mut self.dispatcher);
         let dispatcher = &self.dispatcher;
-        match dispatcher.inflight.none_done() && !self.submitter.can_go_on(dispatcher) {
+        let nothing = dispatcher.inflight.none_done() && !self.submitter.can_go_on(dispatcher);
+        match polled.is_pending() && nothing {
             true => Poll::Pending,
             false => Poll::Ready(()),
         }
@@ -299,7 +302,7 @@ impl<H: Hypervisor> Queue<H> {
         self.uncounted = true;
         let (dispatcher, page_access) = (&mut self.dispatcher, &mut self.page_access);
         let mut unwatched = Context::from_waker(Waker::noop());
-        self.submitter.collect(&mut unwatched, dispatcher);
+        let _ = self.submitter.collect(&mut unwatched, dispatcher);
         loop {
             // `finish` may add to the list, where a request has another step to go.
             while let Some((tag, outcome)) = dispatcher.inflight.take_done() {

@@ -96,9 +96,9 @@ impl Store {
         }
     }
 
-    /// Takes the device's completions. The device wakes the task when there are more.
+    /// Takes the device's completions. The device wakes the task when there are more, unless it was ready.
     #[inline]
-    pub fn collect(&mut self, context: &mut Context<'_>, inflight: &mut InflightTable) {
+    pub fn collect(&mut self, context: &mut Context<'_>, inflight: &mut InflightTable) -> Poll<()> {
         let (pending, completions) = (&mut self.pending, &mut self.completions);
         let polled = self.queue.poll_complete(context, &mut |tag, outcome| {
             *pending = pending.saturating_sub(1);
@@ -106,6 +106,7 @@ impl Store {
             inflight.done(tag, outcome);
         });
         self.ready |= polled.is_ready();
+        polled
     }
 
     /// Returns whether a request that the device was too busy for may be submitted again.

@@ -82,10 +82,14 @@ impl<H: Hypervisor> Submitter<H> {
         self.store.flush();
     }
 
-    /// Takes the device's completions. The device wakes the task when it completes more.
+    /// Takes the device's completions. The device wakes the task when it completes more, unless it was ready.
     #[inline]
-    pub fn collect(&mut self, context: &mut Context<'_>, dispatcher: &mut Dispatcher<H>) {
-        self.store.collect(context, &mut dispatcher.inflight);
+    pub fn collect(
+        &mut self,
+        context: &mut Context<'_>,
+        dispatcher: &mut Dispatcher<H>,
+    ) -> Poll<()> {
+        self.store.collect(context, &mut dispatcher.inflight)
     }
 
     /// Returns whether a request waits that the device may take now.

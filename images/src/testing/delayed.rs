@@ -47,6 +47,8 @@ struct State {
     queues: usize,
     caps: Caps,
     busy: bool,
+    /// True if it has yet to say that a request may be submitted again.
+    calls: bool,
     /// True if requests are completed at once.
     prompt: bool,
     /// True if a request that is given up comes back.
@@ -78,6 +80,7 @@ impl Delayed {
                 queues: 0,
                 caps: Caps::UNLIMITED,
                 busy: false,
+                calls: false,
                 prompt: false,
                 cancels: false,
                 holds_on: false,
@@ -97,10 +100,18 @@ impl Delayed {
 
     /// Sets whether it is too busy for any request from now on.
     pub fn be_busy(&self, busy: bool) {
-        let mut state = self.state.lock();
-        state.busy = busy;
-        let wakers = core::mem::take(&mut state.wakers);
-        drop(state);
+        self.state.lock().busy = busy;
+        self.wake_all();
+    }
+
+    /// Says once that a request may be submitted again, though it has taken all of them.
+    pub fn call(&self) {
+        self.state.lock().calls = true;
+        self.wake_all();
+    }
+
+    fn wake_all(&self) {
+        let wakers = core::mem::take(&mut self.state.lock().wakers);
         wakers.into_iter().for_each(|(_, waker)| waker.wake());
     }
 
@@ -270,6 +281,9 @@ impl IoQueue for DelayedQueue {
         let mut told = Poll::Pending;
         if self.was_busy && !self.state.lock().busy {
             self.was_busy = false;
+            told = Poll::Ready(());
+        }
+        if core::mem::take(&mut self.state.lock().calls) {
             told = Poll::Ready(());
         }
         loop {

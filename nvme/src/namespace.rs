@@ -20,6 +20,8 @@ pub struct Namespace {
     id: NamespaceId,
     /// Its identify structure when it was found. Its size, and whether it can be written to, may have changed since.
     data: NamespaceData,
+    /// The serial number and the model of its controller, which all controllers of a drive have alike.
+    drive: (String, String),
     /// The command by which it discards data, if there is one.
     forgets: Option<Action>,
     flushes: bool,
@@ -37,6 +39,7 @@ impl Namespace {
         Namespace {
             id,
             data,
+            drive: (controller.serial.clone(), controller.model.clone()),
             forgets: if controller.deallocates {
                 Some(Action::Deallocate)
             } else if controller.writes_zeroes && data.zeroes_deallocate {
@@ -67,6 +70,13 @@ impl Namespace {
     /// Returns its identify structure as it was when the namespace was found.
     pub fn data(&self) -> &NamespaceData {
         &self.data
+    }
+
+    /// Returns whether it is another controller's, too, as both ports of a drive have it: by a name that no other one in
+    /// the world has, if it has one. The namespaces of some drives all have the same name, so that the drive is compared.
+    pub fn is_same(&self, other: &Namespace) -> bool {
+        let named = self.data.guid != [0; 24];
+        named && self.data.guid == other.data.guid && self.drive == other.drive
     }
 
     /// Returns the command by which it discards data, if there is one.

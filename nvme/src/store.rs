@@ -14,6 +14,7 @@ use bulkhead_dma::short_name;
 use bulkhead_images::BlockDevice;
 use bulkhead_volumes::{DiskStore, Disks, KnownDisk, NameError, VolumeName, Waiting};
 use bulkhead_xen::Hypervisor;
+use core::any::Any;
 use core::time::Duration;
 
 /// Returns the store `nvme:` of these controllers.
@@ -57,25 +58,6 @@ impl<H: Hypervisor> Namespaces<H> {
                 numbers.join(", ")
             ),
         })
-    }
-
-    /// Returns the name under which a namespace is in use through another controller, such as the other port of the
-    /// same drive. Only a namespace with a globally unique identifier is recognised.
-    fn used_through_another(&self, own: &Controller, namespace: &Namespace) -> Option<String> {
-        let guid = namespace.data().guid;
-        if guid == [0; 24] {
-            return None;
-        }
-        let others = self.0.list();
-        let others = others.iter().filter(|other| !core::ptr::eq(&***other, own));
-        let mut all = others.flat_map(|other| {
-            let namespaces = other.namespaces().into_iter();
-            namespaces.map(move |namespace| (other, namespace))
-        });
-        let same =
-            |(_, other): &(_, Arc<Namespace>)| other.data().guid == guid && other.users() > 0;
-        let (controller, namespace) = all.find(same)?;
-        Some(full_name(controller, &namespace))
     }
 }
 
@@ -177,6 +159,12 @@ impl<H: Hypervisor> Disks for Namespaces<H> {
         all
     }
 
+    fn are_same(&self, one: &dyn Any, other: &dyn Any) -> bool {
+        let (one, other) = (one.downcast_ref(), other.downcast_ref::<Namespace>());
+        one.zip(other)
+            .is_some_and(|(one, other): (&Namespace, _)| one.is_same(other))
+    }
+
     fn lines(&self) -> Vec<String> {
         self.0.lines()
     }
@@ -185,9 +173,6 @@ impl<H: Hypervisor> Disks for Namespaces<H> {
         let (controller, namespace) = self.find(name)?;
         if let Some(reason) = namespace.failure() {
             return Err(reason.to_string());
-        }
-        if let Some(other) = self.used_through_another(&controller, &namespace) {
-            return Err(format!("it is in use as nvme:{other}"));
         }
         Ok(Arc::new(Device::new(controller, namespace)))
     }

@@ -416,6 +416,11 @@ fn a_namespace_of_two_controllers_is_used_through_one_of_them() {
     );
     drop((held, other));
     drop(world.open("nvme:04:00.0"));
+    // Whoever reads its tables does not use it.
+    world.fake.decide(|_| Fate::Lost);
+    assert!(world.try_open("nvme:03:00.0/root").is_err());
+    drop(world.open("nvme:04:00.0"));
+    world.wait(Duration::from_secs(60));
     // One without such a name may be any.
     let nameless = |config: &mut Config| {
         config.forge = Arc::new(|command: &Command, data: &mut [u8]| {
@@ -428,6 +433,21 @@ fn a_namespace_of_two_controllers_is_used_through_one_of_them() {
         fake.change(nameless);
         assert!(fake.report(CHANGED));
     }
+    world.wait(Duration::from_millis(100));
+    let both = [world.open("nvme:03:00.0"), world.open("nvme:04:00.0")];
+    drop(both);
+    world.end();
+}
+
+#[test]
+fn two_drives_whose_namespaces_have_the_same_name_are_both_used() {
+    let world = World::new(two());
+    let second = world.add(Config {
+        serial: "fake1",
+        ..two()
+    });
+    world.controllers.add(world.fake.function(NAME));
+    world.controllers.add(second.function("0000:04:00.0"));
     world.wait(Duration::from_millis(100));
     let both = [world.open("nvme:03:00.0"), world.open("nvme:04:00.0")];
     drop(both);

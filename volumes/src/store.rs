@@ -74,6 +74,12 @@ pub trait Disks {
     /// Returns all disks.
     fn list(&self) -> Vec<KnownDisk>;
 
+    /// Returns whether two disks, by their identities, are the same one, which is reached in two ways.
+    fn are_same(&self, one: &dyn Any, other: &dyn Any) -> bool {
+        let _ = (one, other);
+        false
+    }
+
     /// Returns lines about each disk, for the operator.
     fn lines(&self) -> Vec<String>;
 
@@ -87,8 +93,11 @@ pub struct DiskStore {
     disks: Rc<dyn Disks>,
     volumes: Volumes,
     /// The disks that the volumes know, by their names there.
-    shown: RefCell<Vec<(String, Weak<dyn Any + Send + Sync>)>>,
+    shown: Rc<RefCell<Vec<Shown>>>,
 }
+
+/// A disk's name among the volumes, and its identity.
+type Shown = (String, Weak<dyn Any + Send + Sync>);
 
 impl DiskStore {
     /// Returns the store of these disks.
@@ -98,10 +107,14 @@ impl DiskStore {
             let clock = clock.clone();
             Box::pin(async move { clock.pause(span).await })
         };
+        let shown = Rc::<RefCell<Vec<Shown>>>::default();
+        let (kind, known) = (disks.clone(), shown.clone());
+        let volumes = Volumes::new(move |task| spawner.spawn(task), pause);
         DiskStore {
             disks,
-            volumes: Volumes::new(move |task| spawner.spawn(task), pause),
-            shown: RefCell::default(),
+            volumes: volumes
+                .with_same(move |name| names_of_the_same(&*kind, &known.borrow(), name)),
+            shown,
         }
     }
 
@@ -288,6 +301,20 @@ impl Store for DiskStore {
     fn open<'a>(&'a self, target: Target<'a>, access: Access, owner: Owner<'a>) -> OpenDevice<'a> {
         Box::pin(self.open_target(target, access, owner))
     }
+}
+
+/// Returns the other names of a disk.
+fn names_of_the_same(disks: &dyn Disks, shown: &[Shown], name: &str) -> Vec<String> {
+    let mut all = shown.iter().filter(|(other, _)| other == name);
+    let Some(disk) = all.next().and_then(|(_, known)| known.upgrade()) else {
+        return Vec::new();
+    };
+    let others = shown.iter().filter(|(other, _)| other != name);
+    let same = others.filter(|(_, known)| {
+        let known = known.upgrade();
+        known.is_some_and(|known| disks.are_same(&*disk, &*known))
+    });
+    same.map(|(other, _)| other.clone()).collect()
 }
 
 /// Waits for something until the time is `over`; `None` if it takes longer.

@@ -10,6 +10,7 @@ use crate::resolve::{self, Known, Resolved};
 use crate::state::{Disk, DiskState, Source, State};
 use crate::store::Waiting;
 use alloc::boxed::Box;
+use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -32,6 +33,7 @@ pub struct Volumes {
     claims: Arc<Claims>,
     spawn: Box<Spawn>,
     pause: Box<Pause>,
+    same: Box<Same>,
 }
 
 /// Starts a task.
@@ -39,6 +41,9 @@ pub type Spawn = dyn Fn(Waiting<'static, ()>);
 
 /// Waits for a span of time.
 pub type Pause = dyn Fn(Duration) -> Waiting<'static, ()>;
+
+/// Returns the names of the other disks that are the same one as a disk.
+pub type Same = dyn Fn(&str) -> Vec<String>;
 
 /// The time that disks have to answer of which it is not known whether they are needed.
 const OTHERS_ANSWER: Duration = Duration::from_secs(2);
@@ -76,6 +81,16 @@ impl Volumes {
             claims: Arc::default(),
             spawn: Box::new(spawn),
             pause: Box::new(pause),
+            same: Box::new(|_| Vec::new()),
+        }
+    }
+
+    /// Has a disk be used through one of its names at a time, if it has several: `same` returns the other ones.
+    #[must_use]
+    pub(crate) fn with_same(self, same: impl Fn(&str) -> Vec<String> + 'static) -> Self {
+        Volumes {
+            same: Box::new(same),
+            ..self
         }
     }
 
@@ -244,15 +259,34 @@ impl Volumes {
         disk.map(|disk| disk.name.clone()).unwrap_or_default()
     }
 
+    /// Refuses a disk of which somebody has something open by another name. Its tables are not read either: they may be
+    /// that one's. Whoever reads them has nothing of it open.
+    fn check_other_names(&self, state: &State, disk: &str) -> Result<(), VolumeError> {
+        let used = |other: &String| {
+            let mut disks = state.disks.iter();
+            let known = disks.find(|known| known.name == *other);
+            known.is_some_and(|known| !self.claims.users(known.id).is_empty())
+        };
+        match (self.same)(disk).into_iter().find(used) {
+            None => Ok(()),
+            Some(other) => Err(VolumeError::Disk {
+                disk: disk.to_string(),
+                reason: format!("it is in use as {other}"),
+            }),
+        }
+    }
+
     /// Returns a disk's device, which is opened if nobody uses it.
     fn device(&self, id: DiskId, name: &str) -> Result<SharedDevice, VolumeError> {
         let mut state = self.state.lock();
-        let Some(disk) = state.disks.iter_mut().find(|disk| disk.id == id) else {
+        let Some(at) = state.disks.iter().position(|disk| disk.id == id) else {
             return Err(VolumeError::NoDisk {
                 name: name.to_string(),
                 disks: state.disks.iter().map(|disk| disk.name.clone()).collect(),
             });
         };
+        self.check_other_names(&state, &state.disks[at].name)?;
+        let disk = &mut state.disks[at];
         if let Some(device) = disk.device.upgrade() {
             return Ok(device);
         }
@@ -301,10 +335,12 @@ impl Volumes {
             error,
         });
         let mut state = self.state.lock();
-        let disk = state.disks.iter_mut().find(|disk| disk.id == id);
-        let Some(disk) = disk else {
+        let Some(at) = state.disks.iter().position(|disk| disk.id == id) else {
             return Ok(());
         };
+        // Somebody may have it by now, and have written what was read.
+        self.check_other_names(&state, &state.disks[at].name)?;
+        let disk = &mut state.disks[at];
         let known = disk.content.as_ref().map(|content| &content.notes);
         match content {
             Ok(content) => {

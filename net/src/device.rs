@@ -161,8 +161,10 @@ impl<H: Hypervisor> Device<H> {
                 {
                     continue;
                 }
-                if let Some(tcp) = contents.tcp() {
-                    self.sequences.received(&tcp);
+                if let Some((source, tcp)) = contents.tcp()
+                    && !self.sequences.received(source, &tcp)
+                {
+                    continue;
                 }
                 self.neighbours.received(rings.rx.bytes(&packet));
                 self.counts.received += 1;

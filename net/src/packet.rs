@@ -126,11 +126,11 @@ impl<'f> Contents<'f> {
         Some((found, &self.frame[found.start..found.end]))
     }
 
-    /// Returns the TCP packet in the frame.
+    /// Returns the TCP packet in the frame, and the address that it comes from.
     #[inline]
-    pub fn tcp(&self) -> Option<TcpPacket<&'f [u8]>> {
-        let (_, bytes) = self.packet(IpProtocol::Tcp)?;
-        TcpPacket::new_checked(bytes).ok()
+    pub fn tcp(&self) -> Option<(IpAddress, TcpPacket<&'f [u8]>)> {
+        let (found, bytes) = self.packet(IpProtocol::Tcp)?;
+        Some((found.source, TcpPacket::new_checked(bytes).ok()?))
     }
 
     /// Returns whether the checksum of a TCP or UDP packet is right. Other packets are sound, except those in which

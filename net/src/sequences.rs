@@ -1,11 +1,17 @@
-//! Packets that were sent twice, found by each connection's sequence numbers as its packets pass by.
+//! Each connection's sequence numbers, followed as its packets pass by: packets that were sent twice are counted, and
+//! packets that end a connection are looked at more closely than the stack does.
 //!
 //! The stack counts no retransmissions, and nothing else shows that a network loses packets. A packet counts if its
 //! first number is one that another packet had before (RFC 9293, 3.4). That costs a packet one look at its header.
+//!
+//! The stack ends a connection at a reset with any number in the window. Somebody who sees none of its packets would have
+//! to guess one number of some thousands then; a reset is believed only if it has the very number that comes next (RFC
+//! 5961, 3.2). A server that has lost the connection has seen what this end sent last, so its reset has that number, or
+//! the next one that it sends has.
 
 use crate::traces::Kept;
 use alloc::vec::Vec;
-use smoltcp::wire::TcpPacket;
+use smoltcp::wire::{IpAddress, TcpPacket};
 
 /// The connections of an interface, by their ports at this end, which differ.
 #[derive(Default)]
@@ -28,9 +34,13 @@ pub struct Repeats {
 
 struct Connection {
     port: u16,
+    server: (IpAddress, u16),
     /// The number that follows all that were sent, and the one that follows all that were received.
     sent: Option<u32>,
     received: Option<u32>,
+    /// The last number that was acknowledged, and the one that follows all that came in order.
+    acknowledged: Option<u32>,
+    expected: Option<u32>,
     /// True if the other end understands selective acknowledgements (RFC 2018).
     sack: bool,
     /// The last bytes that came twice, until the other end is told: their first number, and the one that follows them.
@@ -44,13 +54,16 @@ struct Connection {
 }
 
 impl Sequences {
-    /// Follows a connection, and keeps its trace.
-    pub fn add(&mut self, port: u16, trace: Option<Kept>) {
+    /// Follows a connection to a server, and keeps its trace.
+    pub fn add(&mut self, port: u16, server: (IpAddress, u16), trace: Option<Kept>) {
         self.remove(port);
         self.connections.push(Connection {
             port,
+            server,
             sent: None,
             received: None,
+            acknowledged: None,
+            expected: None,
             sack: false,
             duplicate: None,
             heard: false,
@@ -98,28 +111,54 @@ impl Sequences {
     pub fn sent(&mut self, tcp: &TcpPacket<&[u8]>) {
         if let Some(connection) = find(&mut self.connections, tcp.src_port()) {
             self.counts.retransmitted += u64::from(is_repeated(&mut connection.sent, tcp));
+            if tcp.ack() {
+                let number = tcp.ack_number().0 as u32;
+                connection.acknowledged = Some(number);
+                if connection
+                    .expected
+                    .is_none_or(|next| is_before(next, number))
+                {
+                    connection.expected = Some(number);
+                }
+            }
         }
     }
 
-    /// Follows a packet that has arrived.
+    /// Follows a packet that has arrived from `source`. Returns false for a reset that the server has hardly sent.
     #[inline]
-    pub fn received(&mut self, tcp: &TcpPacket<&[u8]>) {
+    pub fn received(&mut self, source: IpAddress, tcp: &TcpPacket<&[u8]>) -> bool {
         let Some(connection) = find(&mut self.connections, tcp.dst_port()) else {
-            return;
+            return true;
         };
+        if connection.server != (source, tcp.src_port()) {
+            return true;
+        }
+        let first = tcp.seq_number().0 as u32;
+        if tcp.rst() {
+            // The stack itself looks at the answer to the first packet.
+            let is_next = [connection.expected, connection.acknowledged].contains(&Some(first));
+            let believed = connection.expected.is_none() || is_next;
+            connection.heard |= believed;
+            connection.over |= believed && (is_next || answers_first(connection.sent, tcp));
+            return believed;
+        }
         connection.heard = true;
-        connection.over |= tcp.rst() || tcp.fin();
+        if connection.expected == Some(first) {
+            let end = first.wrapping_add(tcp.segment_len() as u32);
+            connection.expected = Some(end);
+            connection.over |= tcp.fin();
+        }
         let all_before = connection.received;
         let repeated = is_repeated(&mut connection.received, tcp);
         self.counts.repeated += u64::from(repeated);
         if tcp.syn() {
             connection.sack = tcp.selective_ack_permitted().unwrap_or(false);
         } else if repeated && connection.received == all_before && connection.sack {
-            let first = tcp.seq_number().0 as u32;
             let end = first.wrapping_add(tcp.payload().len() as u32);
             connection.duplicate = Some((first, end)).filter(|_| first != end);
             self.any_duplicate |= first != end;
         }
+        true
     }
 
     /// Returns whether [`take_duplicate`](Self::take_duplicate) may find any bytes.
@@ -146,6 +185,16 @@ fn find(connections: &mut [Connection], port: u16) -> Option<&mut Connection> {
         .find(|connection| connection.port == port)
 }
 
+/// Returns whether a number comes before another one.
+fn is_before(number: u32, other: u32) -> bool {
+    (number.wrapping_sub(other) as i32) < 0
+}
+
+/// Returns whether a reset is the answer to the first packet of a connection, of which `sent` is the next number.
+fn answers_first(sent: Option<u32>, tcp: &TcpPacket<&[u8]>) -> bool {
+    tcp.ack() && sent == Some(tcp.ack_number().0 as u32)
+}
+
 /// Returns whether a packet begins before the number that follows all earlier ones, and moves that number on.
 fn is_repeated(next: &mut Option<u32>, tcp: &TcpPacket<&[u8]>) -> bool {
     let len = tcp.segment_len();
@@ -155,7 +204,6 @@ fn is_repeated(next: &mut Option<u32>, tcp: &TcpPacket<&[u8]>) -> bool {
     }
     let first = tcp.seq_number().0 as u32;
     let end = first.wrapping_add(len as u32);
-    let is_before = |number: u32, other: u32| (number.wrapping_sub(other) as i32) < 0;
     let repeated = next.is_some_and(|next| is_before(first, next));
     if next.is_none_or(|next| is_before(next, end)) {
         *next = Some(end);
@@ -166,6 +214,8 @@ fn is_repeated(next: &mut Option<u32>, tcp: &TcpPacket<&[u8]>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const SERVER: (IpAddress, u16) = (IpAddress::v4(10, 0, 0, 2), 7);
 
     /// Returns a packet with that number, those flags, and `bytes` bytes.
     fn packet(number: u32, flags: u8, bytes: usize) -> Vec<u8> {
@@ -182,7 +232,7 @@ mod tests {
         const FIN: u8 = 1;
         const ACK: u8 = 16;
         let mut sequences = Sequences::default();
-        sequences.add(50000, None);
+        sequences.add(50000, SERVER, None);
         let start = u32::MAX - 100;
         for (after, flags, bytes, repeated) in [
             (0, SYN, 0, false),
@@ -213,7 +263,7 @@ mod tests {
         let bytes = packet(start, SYN, 0);
         let again = TcpPacket::new_checked(&bytes[..]).expect("a packet");
         // Of another connection, with the same port.
-        sequences.add(50000, None);
+        sequences.add(50000, SERVER, None);
         let before = sequences.counts();
         sequences.sent(&again);
         sequences.remove(50000);

@@ -144,7 +144,7 @@ impl<H: Hypervisor> TcpStream<H> {
                 server: (server.0.into(), server.1),
             })
         });
-        state.device.sequences.add(local.port, trace);
+        state.device.sequences.add(local.port, server, trace);
         drop(state);
         interface.work.raise();
         Ok(TcpStream {

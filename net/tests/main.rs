@@ -8,4 +8,5 @@ mod lifecycle;
 mod names;
 mod neighbours;
 mod queues;
+mod resets;
 mod streams;

@@ -215,10 +215,13 @@ fn pages_in_another_order_are_not_taken_up_and_waited_for() {
     pair.assert_clean();
 }
 
+/// A way in which a ring of before comes to its end. The second argument has the backend let go of it.
+type End = fn(SharedMemory<SimVcpu>, &mut dyn FnMut());
+
 /// A backend takes messages of before from a ring whose pages are this boot's already, and maps by the numbers in them.
 #[test]
 fn numbers_of_before_are_not_given_out_while_a_ring_that_was_taken_up_may_have_messages() {
-    let over: [fn(SharedMemory<SimVcpu>, &mut dyn FnMut()); 3] = [
+    let over: [End; 3] = [
         // All were answered.
         |ring, _| {
             ring.drained();

@@ -17,7 +17,7 @@ use log::Level;
 /// The most namespaces of a controller that are served.
 const MOST_NAMESPACES: usize = 128;
 
-/// The pause before namespaces are looked at again of which a controller says nothing for the moment.
+/// The pause before namespaces are read again that a controller could not describe for the moment.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// The time that a controller has after a reset to describe the namespaces that it had before, and the pause before it
@@ -33,7 +33,7 @@ impl<H: Hypervisor> Life<'_, H> {
         self.find_namespaces(Some(over)).await
     }
 
-    /// Finds the namespaces that there are now. Those that are known and not described for the moment are kept, or
+    /// Reads which namespaces there are now, and what each is. One that was removed or replaced is not served any more. Those that are known and not described for the moment are kept, or
     /// asked for again until a point in time, and not kept then.
     pub(super) async fn find_namespaces(
         &mut self,
@@ -51,7 +51,7 @@ impl<H: Hypervisor> Life<'_, H> {
                 Err(AdminError::Refused { status, .. }) => {
                     if status.may_be_retried() {
                         self.look_again = Some(self.handle.now() + LOOK_AGAIN);
-                        // It says nothing of the namespace, which is kept.
+                        // The controller has not said that the namespace is gone: it is kept.
                         if over.is_none()
                             && let Some(known) = self.controller.namespace(id)
                         {
@@ -65,7 +65,7 @@ impl<H: Hypervisor> Life<'_, H> {
             };
             match found {
                 Ok(found) => namespaces.push(self.known_or_new(id, found, &data)),
-                // One of the numbers that an old controller may have.
+                // A controller without a list of namespaces was asked for every number that it may have.
                 Err(reason) if reason == NamespaceError::Missing.to_string() => {}
                 Err(reason) => {
                     if self.controller.refused(id).as_ref() != Some(&reason) {
@@ -147,7 +147,7 @@ impl<H: Hypervisor> Life<'_, H> {
                 .await;
             let list: [u8; PAGE] = match list {
                 Ok(list) => list,
-                // Before version 1.1 there was no list: the numbers begin with 1.
+                // Before NVMe 1.1 there was no list: numbers from 1 to NN may be namespaces.
                 Err(AdminError::Refused { .. }) if all.is_empty() => {
                     let most = data.namespaces.min(MOST_NAMESPACES as u32);
                     return Ok((1..=most).map(NamespaceId).collect());

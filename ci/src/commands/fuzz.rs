@@ -8,7 +8,7 @@ use anyhow::Result;
 use std::time::{Duration, Instant};
 
 /// The time for which `cargo lab test` fuzzes all targets together.
-const IN_THE_SUITE: Duration = Duration::from_secs(120);
+const IN_THE_SUITE: Duration = Duration::from_secs(60);
 
 /// The random seed that `cargo lab test` gives libFuzzer: a tree is tried with the same inputs on each machine, as many as it
 /// does in that time. `cargo lab fuzz` begins differently each time.

@@ -22,12 +22,6 @@ pub const SCENARIOS: &[Scenario] = &[
         run: sixteen_disks,
     },
     Scenario {
-        name: "twenty-rounds",
-        about: "disks are attached and detached 20 times while another disk is in use and verified; nothing is left",
-        demo: false,
-        run: |testbed| many_rounds(testbed, 5),
-    },
-    Scenario {
         name: "full-domain",
         about: "26 disks of one guest with 4 vCPUs, on a driver domain of 296 MiB of which the image has 280: all connect, and another guest's disk goes on",
         demo: false,

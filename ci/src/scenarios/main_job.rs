@@ -21,13 +21,15 @@ pub const SCENARIOS: &[Scenario] = &[
         demo: true,
         run: |testbed| main_job(testbed, Kind::Pv),
     },
-    Scenario {
-        name: "mixed-kinds",
-        about: "fio verified by a PV guest on a PVH driver domain, and the other way round",
-        demo: false,
-        run: mixed_kinds,
-    },
 ];
+
+/// The other combinations of kinds.
+pub const LONG: &[Scenario] = &[Scenario {
+    name: "mixed-kinds",
+    about: "fio verified by a PV guest on a PVH driver domain, and the other way round",
+    demo: false,
+    run: mixed_kinds,
+}];
 
 /// Processor time that an idle driver domain may use in [`IDLE`].
 const IDLE_TARGET: Duration = Duration::from_millis(100);

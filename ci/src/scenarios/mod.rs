@@ -88,10 +88,12 @@ pub fn suite() -> Vec<Scenario> {
 /// further builds, and one for which the emulation has most faults.
 pub fn long() -> Vec<Scenario> {
     [
+        main_job::LONG,
         endings::LONG,
         restarting::LONG,
         attaching::LONG,
         crowd::LONG,
+        lasting::LONG,
         nbd_queues::LONG,
         recovery::LONG,
         many_restarts::LONG,
@@ -116,6 +118,7 @@ pub fn with_devices() -> Vec<Scenario> {
 /// Returns the scenarios of [`long`] for hosts with devices of their own.
 pub fn long_with_devices() -> Vec<Scenario> {
     [
+        nvme::LONG_WITH_DEVICES,
         recovery::LONG_WITH_DEVICES,
         many_crashes::LONG_WITH_DEVICES,
         upgrade::WITH_DEVICES,

@@ -94,6 +94,7 @@ pub fn long() -> Vec<Scenario> {
         attaching::LONG,
         crowd::LONG,
         lasting::LONG,
+        nbd::LONG,
         nbd_queues::LONG,
         recovery::LONG,
         many_restarts::LONG,

@@ -33,7 +33,8 @@ enum Task {
         /// Hosts that run scenarios at the same time: two, where the machine has room for them.
         #[arg(long, value_parser = hosts())]
         hosts: Option<usize>,
-        /// Also runs the long scenarios, which otherwise run by name only.
+        /// Also runs the long scenarios, which otherwise run by name only, and the tests and instruction counts of the
+        /// smallest ELF.
         #[arg(long)]
         long: bool,
     },

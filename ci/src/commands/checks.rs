@@ -199,13 +199,17 @@ pub struct Counts {
     pub failed: usize,
 }
 
-/// Runs all checks. Shows the end of the log of each that fails.
-pub fn run(progress: &Progress) -> Result<Counts> {
+/// The checks that `cargo lab test --long` adds: what differs in the smallest ELF. Its lints are always checked, and
+/// it is always built.
+const LONG: &[Check] = &[SMALLEST_TESTS, INSTRUCTIONS];
+
+/// Runs the checks, with `long` all of them. Shows the end of the log of each that fails.
+pub fn run(long: bool, progress: &Progress) -> Result<Counts> {
     let tests = if has_nextest() { NEXTEST } else { TESTS };
     let dir = workspace::lab().join("checks");
     fs::create_dir_all(&dir)?;
     let mut total = Counts::default();
-    for check in [
+    let checks = [
         FORMAT,
         LINTS,
         UNIKERNEL_LINTS,
@@ -213,12 +217,12 @@ pub fn run(progress: &Progress) -> Result<Counts> {
         TLS_LINTS,
         EXAMPLES_LINTS,
         tests,
-        SMALLEST_TESTS,
         DOCTESTS,
         DOCS,
-        INSTRUCTIONS,
         RECOVERING_INSTRUCTIONS,
-    ] {
+    ];
+    let long = if long { LONG } else { &[] };
+    for check in checks.iter().chain(long) {
         progress.line(&format!("check: {}", check.name));
         let start = Instant::now();
         let log = dir.join(format!("{}.log", check.name));

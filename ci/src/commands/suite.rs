@@ -33,8 +33,8 @@ impl Done {
 }
 
 /// Runs the checks, and afterwards fuzzes.
-fn run_checks(progress: &Progress) -> Result<Counts> {
-    let mut counts = checks::run(progress)?;
+fn run_checks(long: bool, progress: &Progress) -> Result<Counts> {
+    let mut counts = checks::run(long, progress)?;
     let fuzzed = fuzz::check(progress)?;
     counts.passed += fuzzed.passed;
     counts.failed += fuzzed.failed;
@@ -72,7 +72,7 @@ fn run_all_scenarios(
 
 /// Runs the whole test suite, as two lines of work for two processors. On one are the checks, on the other the
 /// scenarios. When the checks are done, the last of the hosts begins; with a single one, the scenarios do then that
-/// share hosts. `setting` gives the number of hosts. `long` adds the scenarios that otherwise run by name only.
+/// share hosts. `setting` gives the number of hosts. `long` adds what otherwise runs by name only.
 pub fn run(setting: &Setting, long: bool) -> Result<bool> {
     packages::ensure_for_tests()?;
     build::check_smallest()?;
@@ -90,7 +90,7 @@ pub fn run(setting: &Setting, long: bool) -> Result<bool> {
     let (progress, last) = (Progress::default(), LastHost::default());
     let (done, checks) = std::thread::scope(|scope| {
         let checks = scope.spawn(|| {
-            let checks = run_checks(&progress);
+            let checks = run_checks(long, &progress);
             last.release();
             checks
         });

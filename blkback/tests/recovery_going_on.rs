@@ -293,6 +293,26 @@ fn a_disk_that_is_attached_after_a_crash_waits_for_no_page_of_another_one() {
 }
 
 #[test]
+fn a_backend_below_stays_connected_however_long_xenstored_takes() {
+    let world = world_with(1);
+    let _lower = below(&world);
+    let guest = Guest::with_memory(&world, 2048);
+    let mut disk = connected(&guest, "xvda", "vbd:xvda");
+    disk.write(0, &[1; 512]);
+    world.crash_after(0, 0);
+    world.restart();
+    world.sim.store().faults.requests_per_step = Some(0);
+    world.wait(Duration::from_secs(20));
+    assert_eq!(gone_on(&world), 0, "nobody knows the disk yet");
+    world.sim.store().faults.requests_per_step = None;
+    world.wait(AT_ONCE);
+    assert_eq!(gone_on(&world), 1);
+    assert_eq!(disk.read(0, 1), [1; 512]);
+    disk.detach();
+    world.no_mistakes();
+}
+
+#[test]
 fn a_port_that_cannot_be_taken_up_is_closed() {
     let world = world_with(1);
     let _lower = below(&world);
@@ -322,7 +342,7 @@ fn a_disk_that_is_taken_away_between_crash_and_restart_leaves_no_port() {
     let own = world.own_path("device/vbd/51712");
     world.sim.store().remove(&own);
     world.restart();
-    world.wait(Duration::from_secs(3));
+    world.wait(Duration::from_secs(61));
     assert_eq!((held(&world), gone_on(&world)), (before, 0));
     world.no_mistakes();
 }

@@ -24,8 +24,9 @@ use spin::Mutex;
 /// The directory of this domain's own disks, relative to its home.
 const DISKS: &str = "device/vbd";
 
-/// The time after which ports of a boot before this one are closed that no disk has taken over.
-const TAKEN_UP_WITHIN: Duration = Duration::from_secs(1);
+/// The time after which ports of a boot before this one are closed that no disk has taken over. They cost nothing until
+/// then, and a busy xenstored takes seconds for what a disk reads before it can take one.
+const TAKEN_UP_WITHIN: Duration = Duration::from_secs(60);
 
 /// The disks of this domain's own.
 pub struct Frontends<H: Hypervisor> {

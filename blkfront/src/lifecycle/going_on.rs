@@ -32,14 +32,26 @@ impl<H: Hypervisor> Life<'_, H> {
         };
         let rings = self.rings_left().await?;
         let (frontends, grants) = (self.frontends, self.disk.grants());
-        if rings.is_empty() || !self.has_room() {
+        if rings.is_empty() {
             return Ok(());
         }
         let ports: Vec<Port> = rings.iter().map(|ring| ring.port).collect();
         if !frontends.take_left(&ports) {
+            let why = "is connected anew, as its event channels of before the crash are closed";
+            self.tell(why.to_string());
             return Ok(());
         }
         let hypervisor = frontends.handle().hypervisor();
+        if !self.has_room() {
+            let why =
+                "is connected anew, as too little memory is free beside what its backend keeps";
+            self.tell(why.to_string());
+            for port in ports {
+                // Cannot fail: the port is open.
+                let _ = hypervisor.close_port(port);
+            }
+            return Ok(());
+        }
         let memory = (frontends.pool(), grants, frontends.kept());
         let left = Connection::left(&self.disk, frontends.vcpus(), memory, backend, &rings);
         let mut connection = left.await;

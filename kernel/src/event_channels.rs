@@ -17,22 +17,25 @@ pub fn operation<T>(command: u32, request: &mut T) -> Result<(), Errno> {
 /// Delivers a new port to the calling vCPU, and unmasks it.
 pub fn deliver_here(port: Port) -> Result<(), Errno> {
     // Ports are delivered to vCPU 0 until told otherwise (event_channel.h).
-    if vcpu::current().id() == VcpuId(0) {
-        vcpu::current().ports.insert(port);
-        return operation(event_channel::UNMASK, &mut event_channel::OnPort { port });
+    match vcpu::current().id() {
+        VcpuId(0) => listen_to(port),
+        _ => move_here(port),
     }
-    move_here(port)
 }
 
 /// Delivers a port to the calling vCPU, whichever it was delivered to before, and unmasks it.
 pub fn move_here(port: Port) -> Result<(), Errno> {
-    let here = vcpu::current();
     let mut request = event_channel::BindVcpu {
         port,
-        vcpu: here.id(),
+        vcpu: vcpu::current().id(),
     };
     operation(event_channel::BIND_VCPU, &mut request)?;
-    here.ports.insert(port);
+    listen_to(port)
+}
+
+/// Has the calling vCPU look for notifications of a port that is delivered to it, and unmasks the port.
+fn listen_to(port: Port) -> Result<(), Errno> {
+    vcpu::current().ports.insert(port);
     operation(event_channel::UNMASK, &mut event_channel::OnPort { port })
 }
 

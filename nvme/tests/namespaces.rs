@@ -119,6 +119,20 @@ fn growth_is_told_to_users_and_served() {
 }
 
 #[test]
+fn the_first_128_namespaces_are_served() {
+    let namespaces = (1..=129).map(|id| FakeNamespace::new(id, 9, 8)).collect();
+    let world = World::started(Config {
+        namespaces,
+        ..Config::default()
+    });
+    assert!(world.try_open("nvme:03:00.0/n128").is_ok());
+    let last = world.try_open("nvme:03:00.0/n129");
+    let refused = last.map(drop).expect_err("refused");
+    assert!(refused.contains("has no such namespace"), "{refused}");
+    world.end();
+}
+
+#[test]
 fn a_namespace_that_is_removed_or_replaced_fails_and_a_new_one_is_found() {
     let world = World::started(two());
     let mut first = world.open("nvme:03:00.0/n1");

@@ -33,8 +33,9 @@ impl<H: Hypervisor> Life<'_, H> {
         self.find_namespaces(Some(over)).await
     }
 
-    /// Reads which namespaces there are now, and what each is. One that was removed or replaced is not served any more. Those that are known and not described for the moment are kept, or
-    /// asked for again until a point in time, and not kept then.
+    /// Reads which namespaces there are now, and what each is. One that was removed or replaced is not served any more.
+    /// One that is known, and not described for the moment, is kept; if there is a point in time, the controller is asked
+    /// again until then, and it is not kept after that.
     pub(super) async fn find_namespaces(
         &mut self,
         over: Option<Instant>,
@@ -133,39 +134,28 @@ impl<H: Hypervisor> Life<'_, H> {
         Arc::new(Namespace::new(id, found, data))
     }
 
-    /// Returns the numbers of the namespaces.
+    /// Returns the numbers of the namespaces. One list names more of them than are served.
     async fn active_namespaces(
         &mut self,
         data: &ControllerData,
     ) -> Result<Vec<NamespaceId>, AdminError> {
-        let mut all: Vec<NamespaceId> = Vec::new();
-        loop {
-            let after = all.last().copied().unwrap_or_default();
-            let list = self
-                .admin
-                .read(admin::identify(Identify::NamespacesAfter(after)))
-                .await;
-            let list: [u8; PAGE] = match list {
-                Ok(list) => list,
-                // Before NVMe 1.1 there was no list: numbers from 1 to NN may be namespaces.
-                Err(AdminError::Refused { .. }) if all.is_empty() => {
-                    let most = data.namespaces.min(MOST_NAMESPACES as u32);
-                    return Ok((1..=most).map(NamespaceId).collect());
-                }
-                Err(error) => return Err(error),
-            };
-            let found = active_namespaces(&list).filter(|id| *id > after);
-            let before = all.len();
-            all.extend(found.take(MOST_NAMESPACES - before));
-            if all.len() == MOST_NAMESPACES {
-                let line =
-                    format_args!(": more than {MOST_NAMESPACES} namespaces are not looked at");
-                self.tell(Level::Warn, line);
-                return Ok(all);
+        const { assert!(MOST_NAMESPACES < PAGE / 4) };
+        let all = Identify::NamespacesAfter(NamespaceId::default());
+        let list: [u8; PAGE] = match self.admin.read(admin::identify(all)).await {
+            Ok(list) => list,
+            // Before NVMe 1.1 there was no list: numbers from 1 to NN may be namespaces.
+            Err(AdminError::Refused { .. }) => {
+                let most = data.namespaces.min(MOST_NAMESPACES as u32);
+                return Ok((1..=most).map(NamespaceId).collect());
             }
-            if all.len() - before < PAGE / 4 {
-                return Ok(all);
-            }
+            Err(error) => return Err(error),
+        };
+        let mut listed = active_namespaces(&list);
+        let served = listed.by_ref().take(MOST_NAMESPACES).collect();
+        if listed.next().is_some() {
+            let line = format_args!(": more than {MOST_NAMESPACES} namespaces are not looked at");
+            self.tell(Level::Warn, line);
         }
+        Ok(served)
     }
 }

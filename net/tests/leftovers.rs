@@ -28,6 +28,13 @@ fn replace(world: &World, span: Duration) {
     world.wait(span);
 }
 
+/// Has the backend let go of the page that it keeps. The domain takes it back, and nothing is left.
+fn end_once_it_lets_go(world: World) {
+    assert!(world.back.borrow_mut().let_go());
+    world.wait(2 * MINUTE);
+    world.end();
+}
+
 /// Has the backend keep the page of a packet.
 fn keep_a_page(world: &World) {
     world.back.borrow_mut().keeps_page = true;
@@ -41,10 +48,7 @@ fn a_backend_that_keeps_a_page_does_not_hold_up_an_interface_in_the_place_of_its
     replace(&world, 5 * SECOND);
     assert_eq!(world.states(), states("4", "4"));
     drop(carry(&world));
-    // It is taken back: `end` looks.
-    assert!(world.back.borrow_mut().let_go());
-    world.wait(2 * MINUTE);
-    world.end();
+    end_once_it_lets_go(world);
 }
 
 #[test]
@@ -57,9 +61,7 @@ fn a_backend_that_keeps_a_page_and_starts_anew_is_connected_to_again() {
     assert_eq!(world.states(), states("4", "4"));
     let exchanged = world.within(MINUTE, exchange(stream, pattern(5000), 5000));
     drop(exchanged.expect("echoed").expect("the stream goes on"));
-    assert!(world.back.borrow_mut().let_go());
-    world.wait(2 * MINUTE);
-    world.end();
+    end_once_it_lets_go(world);
 }
 
 #[test]
@@ -113,7 +115,5 @@ fn memory_that_backends_keep_is_bounded() {
     world.wait(4 * MINUTE);
     assert_eq!(world.states(), states("4", "4"));
     drop(carry(&world));
-    assert!(world.back.borrow_mut().let_go());
-    world.wait(2 * MINUTE);
-    world.end();
+    end_once_it_lets_go(world);
 }

@@ -26,6 +26,13 @@ struct Forgery {
 }
 
 impl Forgery {
+    /// Has the network deliver the packet to the domain.
+    fn send(&self, world: &World) {
+        let frame = self.frame();
+        world.back.borrow_mut().to_frontend.push_back(frame);
+        world.run();
+    }
+
     fn frame(&self) -> Frame {
         let tcp = TcpRepr {
             src_port: self.from.1,
@@ -121,12 +128,7 @@ fn a_reset_ends_a_stream_only_if_it_has_the_very_next_number() {
             number: reset.number + after,
             ..reset
         };
-        world
-            .back
-            .borrow_mut()
-            .to_frontend
-            .push_back(forged.frame());
-        world.run();
+        forged.send(&world);
         if ends {
             let ended = world.within(MINUTE, end_of(stream));
             assert_eq!(ended, Some(Ended::Reset), "{after}");
@@ -182,12 +184,7 @@ fn what_others_send_does_not_hide_that_a_server_has_a_connection() {
                 acknowledges: Some(TcpSeqNumber(0)),
                 ..reset
             };
-            world
-                .back
-                .borrow_mut()
-                .to_frontend
-                .push_back(forged.frame());
-            world.run();
+            forged.send(&world);
             // The server is not told that the connection was given up, and accepts one at a time.
             *world.mangle_sent.borrow_mut() = Some(Box::new(|_| Vec::new()));
             drop(stream);

@@ -96,7 +96,11 @@ fn many_restarts(testbed: &Testbed, kind: Kind) -> Result<()> {
         }
         ends.push(Instant::now());
     }
-    testbed.record(kind, "restarts", format!("{done}, failed {}", lost.len()));
+    testbed.record(
+        testbed.scenario,
+        "restarts",
+        format!("{done}, failed {}", lost.len()),
+    );
     ensure!(lost.is_empty(), "{kind}: did not come back: {lost:?}");
 
     testbed.step(format!("{kind}: the disks are as they were"));

@@ -248,8 +248,8 @@ fn crashes_under_load(testbed: &Testbed, kind: Kind, on: &[Store; 2]) -> Result<
     }
     pauses.sort();
     let (median, worst) = (pauses[pauses.len() / 2], pauses[pauses.len() - 1]);
-    testbed.record(kind, "pause, median", milliseconds(median));
-    testbed.record(kind, "pause, worst", milliseconds(worst));
+    testbed.record(testbed.scenario, "pause, median", milliseconds(median));
+    testbed.record(testbed.scenario, "pause, worst", milliseconds(worst));
     ensure!(
         worst < fio::NOT_ANSWERED,
         "{kind}: a guest has waited for {worst:?}"

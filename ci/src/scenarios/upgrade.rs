@@ -203,7 +203,7 @@ fn upgrades(testbed: &Testbed, kind: Kind, vcpus: u32, on: &[Store; 2]) -> Resul
         let request = format!("{} sha256={}{words}", elf.target, elf.sha256);
         change(&storage, &request, elf, outcome).with_context(|| what.to_owned())?;
         let reads = fio::finish_reads(&reader, reads, 2 * MINUTE)?;
-        testbed.record(kind, what, milliseconds(reads.longest));
+        testbed.record(testbed.scenario, what, milliseconds(reads.longest));
         ensure!(
             reads.longest < fio::NOT_ANSWERED,
             "{what}: a guest has waited for {:?}",

@@ -58,7 +58,8 @@ pub struct Testbed<'h> {
     /// The host it runs on.
     pub host: &'h Host,
     image: &'h HostImage,
-    scenario: &'static str,
+    /// The scenario's name.
+    pub scenario: &'static str,
     progress: &'h Progress,
     figures: RefCell<Vec<Figure>>,
     last_step: RefCell<String>,
@@ -99,7 +100,7 @@ impl<'h> Testbed<'h> {
         self.image.guest.clone()
     }
 
-    /// Notes a figure for the table at the end.
+    /// Notes a figure for the table at the end. Scenarios whose figures share a column need rows of their own.
     pub fn record(&self, row: impl ToString, column: &'static str, value: String) {
         let row = row.to_string();
         self.figures

@@ -131,13 +131,15 @@ impl Summary {
         let mut table = plain_table();
         table.set_header(std::iter::once("").chain(columns.iter().copied()));
         for row in rows {
-            let value = |column: &&str| {
-                figures
+            // No figure is lost where two have the same place.
+            let values = |column: &&str| {
+                let here = figures
                     .iter()
-                    .find(|figure| figure.row == row && figure.column == *column)
-                    .map_or("", |figure| figure.value.as_str())
+                    .filter(|figure| figure.row == row && figure.column == *column);
+                let values: Vec<&str> = here.map(|figure| figure.value.as_str()).collect();
+                values.join(", ")
             };
-            table.add_row(std::iter::once(row).chain(columns.iter().map(value)));
+            table.add_row(std::iter::once(row.to_owned()).chain(columns.iter().map(values)));
         }
         table.to_string()
     }
@@ -220,6 +222,23 @@ mod tests {
         assert_eq!(figures.matches("90 ms").count(), 2);
         assert_eq!(figures.matches("boot").count(), 1);
         assert_eq!(summary.warnings().len(), 3);
+    }
+
+    #[test]
+    fn figures_with_the_same_place_are_all_shown() {
+        let mut outcomes = vec![outcome("one", None, 0), outcome("two", None, 0)];
+        for (outcome, value) in outcomes.iter_mut().zip(["210 ms", "2489 ms"]) {
+            outcome.figures = vec![Figure {
+                row: "pvh".to_owned(),
+                column: "pause",
+                value: value.to_owned(),
+            }];
+        }
+        let summary = Summary { outcomes, boots: 1 };
+        let [table] = &summary.figure_tables()[..] else {
+            panic!("one table");
+        };
+        assert!(table.contains("210 ms, 2489 ms"), "{table}");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Crashes of a driver domain on purpose (`test-crash=`), after each of which it starts again in place.
 
+use crate::testbed::MINUTE;
 use crate::testbed::storage::{BOOT, READY, Running};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 /// A crash on purpose.
 #[derive(Clone, Debug)]
@@ -64,5 +65,27 @@ impl Crash {
             "after {lever}, data/last-crash says {told:?} instead of {report:?}"
         );
         Ok(())
+    }
+
+    /// Crashes the domain, and returns whether it has ended. If not, it serves again, after that many restarts.
+    pub(super) fn ends(&self, storage: &mut Running, restarts: u32) -> Result<bool> {
+        let seen = storage.console_length();
+        self.happen(storage)?;
+        let (id, name) = (storage.id, &storage.name);
+        let script = format!(
+            "for n in $(seq 300); do [ \"$(xenstore-read /local/domain/{id}/data/restarts 2>/dev/null)\" = {restarts} ] && \
+             exit 0; xl domid '{name}' >/dev/null 2>&1 || exit 3; sleep 0.1; done; exit 1"
+        );
+        match storage.host.exec(&script, MINUTE)?.status {
+            0 => {
+                storage.wait_console_from(seen, READY, BOOT)?;
+                Ok(false)
+            }
+            3 => {
+                storage.wait_gone(MINUTE)?;
+                Ok(true)
+            }
+            _ => bail!("{name} has neither ended nor started again after a crash"),
+        }
     }
 }

@@ -17,13 +17,13 @@ use std::time::Duration;
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "restart-in-place-pvh",
-        about: "a PVH driver domain crashes in three ways, boots again in its own domain and keeps its images and disks; the fourth crash ends it",
+        about: "a PVH driver domain crashes in three ways, boots again in its own domain and keeps its images and disks; a fourth crash within a minute ends it",
         demo: false,
         run: |testbed| restarts(testbed, Kind::Pvh, 1),
     },
     Scenario {
         name: "restart-in-place-pv",
-        about: "a PV driver domain crashes in three ways, boots again in its own domain and keeps its images and disks; the fourth crash ends it",
+        about: "a PV driver domain crashes in three ways, boots again in its own domain and keeps its images and disks; a fourth crash within a minute ends it",
         demo: false,
         run: |testbed| restarts(testbed, Kind::Pv, 1),
     },
@@ -176,15 +176,25 @@ fn restarts(testbed: &Testbed, kind: Kind, vcpus: u32) -> Result<()> {
     last.and_return(&storage, 3)?;
     nothing.expect_within(host, storage.id, "after three restarts", GIVEN_BACK)?;
 
-    testbed.step(format!("{kind}: the fourth crash within a minute"));
+    testbed.step(format!(
+        "{kind}: crashes until one of them is the fourth within a minute"
+    ));
     let seen = storage.console_length();
     host.let_crash(storage.id);
-    Crash::by("panic", 0).happen(&storage)?;
-    storage.wait_gone(MINUTE)?;
+    // On a slow machine the crashes so far were more than a minute ago. Four in a row are not.
+    let mut restarts = 3;
+    while !Crash::by("panic", 0).ends(&mut storage, restarts + 1)? {
+        restarts += 1;
+        ensure!(
+            restarts < 7,
+            "{kind}: four crashes in a row did not end it:\n{}",
+            storage.console_from(seen)
+        );
+    }
     let console = storage.console_from(seen);
     ensure!(
         console.contains("no restart: three within a minute"),
-        "{kind}: the fourth crash was not the last:\n{console}"
+        "{kind}: the domain has ended, but not because of its fourth crash:\n{console}"
     );
     let log = read_from(&host.instance().share().join("xl/xl-storage.log"), 0);
     // SHUTDOWN_crash (sched.h).

@@ -194,6 +194,7 @@ pub(super) fn run_scenarios(
         image,
         machine: Machine {
             xenstored: setting.xenstored,
+            mitigations: false,
             ..Machine::default()
         },
         unikernel,

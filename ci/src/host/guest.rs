@@ -3,6 +3,7 @@
 use super::domain::Domain;
 use super::guest_diagnosis::{self, Stage};
 use super::pci::PciDevice;
+use super::qemu::mitigations_option;
 use super::{Host, Output};
 use crate::config::{Config, Kind};
 use anyhow::{Context, Result, bail};
@@ -14,6 +15,11 @@ use std::time::{Duration, Instant};
 
 /// The option with which a guest's kernel looks for no PCI bus.
 const PCI_OFF: &str = " pci=off";
+
+/// The options with which a PVH guest's kernel takes its time from Xen's clock alone, and assumes a speed for short
+/// delays. Otherwise it measures the processor's clock against an interval timer, which a PVH domain does not have, by a
+/// hundred thousand reads of a port, each of which Xen answers with ones: half of the guest's boot.
+const NO_TSC: &str = " clearcpuid=tsc lpj=1000000";
 
 /// Time limit for a guest from its creation to its first command.
 pub const BOOT: Duration = Duration::from_secs(180);
@@ -37,9 +43,13 @@ impl Host {
         // Probing for PCI, measuring the clock and testing its ciphers cost an emulated guest seconds.
         config.cmdline = format!(
             "console=hvc0 quiet sysrq_always_enabled sysctl.kernel.panic_on_unrecovered_nmi=1{PCI_OFF} \
-             cryptomgr.notests tsc_early_khz={}",
-            self.tsc_khz()?
+             cryptomgr.notests tsc_early_khz={} {}",
+            self.tsc_khz()?,
+            mitigations_option(self.mitigations)
         );
+        if kind == Kind::Pvh {
+            config.cmdline += NO_TSC;
+        }
         config.disks = disks.to_vec();
         Ok(config)
     }

@@ -52,6 +52,7 @@ pub struct Host {
     stop_on_drop: bool,
     next: AtomicU32,
     tsc_khz: OnceLock<u32>,
+    mitigations: bool,
     seen: Mutex<Seen>,
     watched: Mutex<Watched>,
 }
@@ -96,12 +97,13 @@ pub struct KnownDomain {
 }
 
 impl Host {
-    fn new(instance: Instance, stop_on_drop: bool) -> Self {
+    fn new(instance: Instance, stop_on_drop: bool, mitigations: bool) -> Self {
         Self {
             instance,
             stop_on_drop,
             next: AtomicU32::new(0),
             tsc_khz: OnceLock::new(),
+            mitigations,
             seen: Mutex::default(),
             watched: Mutex::default(),
         }
@@ -111,7 +113,7 @@ impl Host {
     pub fn boot(dir: PathBuf, image: &HostImage, machine: &Machine, keep: bool) -> Result<Self> {
         let instance = Instance { dir };
         instance.start(image, machine, !keep)?;
-        let host = Self::new(instance, !keep);
+        let host = Self::new(instance, !keep, machine.mitigations);
         if let Err(error) = host.wait_ready(BOOT) {
             host.stop()?;
             return Err(error);
@@ -125,7 +127,7 @@ impl Host {
         if instance.pid().is_none() {
             bail!("no host runs in {}", instance.dir.display());
         }
-        Ok(Self::new(instance, false))
+        Ok(Self::new(instance, false, true))
     }
 
     /// Returns the folder of a named host, which outlives the command that started it.

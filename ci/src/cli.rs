@@ -28,13 +28,13 @@ pub struct Cli {
 enum Task {
     /// Shows Bulkhead at work, from a fresh clone to a table of measurements.
     Demo,
-    /// Runs the whole test suite: format, lints, tests, documentation, fuzzing, all scenarios.
+    /// Runs the test suite: format, lints, tests, documentation, scenarios.
     Test {
         /// Hosts that run scenarios at the same time: two, where the machine has room for them.
         #[arg(long, value_parser = hosts())]
         hosts: Option<usize>,
-        /// Also runs the long scenarios, which otherwise run by name only, and the tests and instruction counts of the
-        /// smallest ELF.
+        /// Also runs the long scenarios, which otherwise run by name only, fuzzes, and has the tests and instruction
+        /// counts of the smallest ELF.
         #[arg(long)]
         long: bool,
     },

@@ -191,12 +191,23 @@ const RECOVERING_INSTRUCTIONS: Check = check(
 );
 
 /// The numbers of checks, and of the single tests in them, that passed and failed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// The number that passed.
     pub passed: usize,
     /// The number that failed.
     pub failed: usize,
+    /// The names of the checks in which they failed.
+    pub failures: Vec<String>,
+}
+
+impl Counts {
+    /// Adds other results.
+    pub fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.failures.extend(other.failures);
+    }
 }
 
 /// The checks that `cargo lab test --long` adds: what differs in the smallest ELF. Its lints are always checked, and
@@ -253,9 +264,9 @@ pub fn run(long: bool, progress: &Progress) -> Result<Counts> {
                 log.display()
             ));
             counts.failed = counts.failed.max(1);
+            counts.failures.push(check.name.to_owned());
         }
-        total.passed += counts.passed;
-        total.failed += counts.failed;
+        total.add(counts);
     }
     Ok(total)
 }
@@ -309,7 +320,8 @@ mod tests {
             count_tests(nextest),
             Counts {
                 passed: 119,
-                failed: 2
+                failed: 2,
+                ..Counts::default()
             }
         );
         let harness = "test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured\n\
@@ -318,7 +330,8 @@ mod tests {
             count_tests(harness),
             Counts {
                 passed: 15,
-                failed: 1
+                failed: 1,
+                ..Counts::default()
             }
         );
         assert_eq!(count_tests("warning: 12 passed\n"), Counts::default());

@@ -1,16 +1,17 @@
 //! `cargo lab fuzz`: the fuzz targets with libFuzzer, for minutes or for hours.
 
 use super::checks::Counts;
+use super::scenarios::print_counts;
 use crate::fuzz;
 use crate::image::packages;
 use crate::testbed::progress::Progress;
 use anyhow::Result;
 use std::time::{Duration, Instant};
 
-/// The time for which `cargo lab test` fuzzes all targets together.
+/// The time for which `cargo lab test --long` fuzzes all targets together.
 const IN_THE_SUITE: Duration = Duration::from_secs(60);
 
-/// The random seed that `cargo lab test` gives libFuzzer: a tree is tried with the same inputs on each machine, as many as it
+/// The random seed that `cargo lab test --long` gives libFuzzer: a tree is tried with the same inputs on each machine, as many as it
 /// does in that time. `cargo lab fuzz` begins differently each time.
 const SEED_OF_THE_SUITE: u32 = 1;
 
@@ -32,8 +33,7 @@ pub fn run(options: &Options) -> Result<bool> {
     let progress = Progress::default();
     let counts = all(&targets, time, None, &progress)?;
     progress.finish();
-    println!("{} passed, {} failed", counts.passed, counts.failed);
-    Ok(counts.failed == 0)
+    Ok(print_counts(&counts))
 }
 
 /// Fuzzes all targets, as a part of the test suite.
@@ -65,9 +65,12 @@ fn all(
         }
     }
     let failed = outcomes.iter().filter(|outcome| outcome.crash.is_some());
-    let failed = failed.count();
+    let failures: Vec<_> = failed
+        .map(|outcome| format!("fuzzing {}", outcome.target))
+        .collect();
     Ok(Counts {
-        passed: outcomes.len() - failed,
-        failed,
+        passed: outcomes.len() - failures.len(),
+        failed: failures.len(),
+        failures,
     })
 }

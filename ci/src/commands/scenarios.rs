@@ -130,7 +130,7 @@ pub fn demo(release: Release, xenstored: Xenstored) -> Result<bool> {
         "Xen {release}, {:.0} s in all",
         start.elapsed().as_secs_f32()
     );
-    Ok(print_counts(summary.counts()))
+    Ok(print_counts(&summary.counts()))
 }
 
 /// Runs the scenarios whose names contain one of `names`, or those of the suite.
@@ -138,7 +138,7 @@ pub fn some(setting: &Setting, names: &[String]) -> Result<bool> {
     let chosen = Chosen::by(names)?;
     let summary = run_alone(setting, &chosen)?;
     print_end(&summary)?;
-    Ok(print_counts(summary.counts()))
+    Ok(print_counts(&summary.counts()))
 }
 
 /// Lists the scenarios, those that are not in the suite at the end.
@@ -226,7 +226,10 @@ pub(super) fn print_end(summary: &Summary) -> Result<()> {
 }
 
 /// Prints the last line of a run. Returns whether nothing failed.
-pub(super) fn print_counts(counts: Counts) -> bool {
+pub(super) fn print_counts(counts: &Counts) -> bool {
+    if !counts.failures.is_empty() {
+        println!("failed: {}", counts.failures.join(", "));
+    }
     println!("{} passed, {} failed", counts.passed, counts.failed);
     counts.failed == 0
 }

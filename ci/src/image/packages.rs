@@ -73,16 +73,13 @@ pub fn ensure_for_packaging() -> Result<()> {
     install(NEEDED_BY_PACKAGING)
 }
 
-/// Installs the programs that the test suite lacks, or prints the one command that would.
-pub fn ensure_for_tests() -> Result<()> {
-    let all = [
-        NEEDED,
-        NEEDED_BY_TESTS,
-        NEEDED_BY_FUZZING,
-        NEEDED_BY_BOCHS,
-        NEEDED_BY_PACKAGING,
-    ];
-    install(&all.concat())
+/// Installs the programs that the test suite lacks, with `long` those of all of it, or prints the one command that would.
+pub fn ensure_for_tests(long: bool) -> Result<()> {
+    let mut all = [NEEDED, NEEDED_BY_TESTS, NEEDED_BY_PACKAGING].concat();
+    if long {
+        all.extend([NEEDED_BY_FUZZING, NEEDED_BY_BOCHS].concat());
+    }
+    install(&all)
 }
 
 fn install(needed: &[(&str, &'static str)]) -> Result<()> {

@@ -72,14 +72,12 @@ impl Summary {
 
     /// Returns the numbers of scenarios that passed and failed.
     pub fn counts(&self) -> Counts {
-        let failed = self
-            .outcomes
-            .iter()
-            .filter(|outcome| outcome.error.is_some())
-            .count();
+        let failed = self.outcomes.iter().filter(|it| it.error.is_some());
+        let failures: Vec<_> = failed.map(|outcome| outcome.name.clone()).collect();
         Counts {
-            passed: self.outcomes.len() - failed,
-            failed,
+            passed: self.outcomes.len() - failures.len(),
+            failed: failures.len(),
+            failures,
         }
     }
 
@@ -210,7 +208,8 @@ mod tests {
             summary.counts(),
             Counts {
                 passed: 1,
-                failed: 1
+                failed: 1,
+                failures: vec!["b".to_owned()],
             }
         );
         assert_eq!(summary.reruns(), 2);

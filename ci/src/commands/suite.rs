@@ -4,7 +4,7 @@ use super::build;
 use super::checks::{self, Counts};
 use super::fuzz;
 use super::scenarios::{Chosen, Setting, print_counts, print_end, run_scenarios};
-use crate::image::packages;
+use crate::image::{self, packages};
 use crate::scenarios;
 use crate::testbed::progress::Progress;
 use crate::testbed::report::Summary;
@@ -24,12 +24,32 @@ impl Done {
     fn run(&mut self, setting: &Setting, chosen: &Chosen, progress: &Progress, last: &LastHost) {
         match run_scenarios(setting, chosen, progress, last) {
             Ok(summary) => self.summary.extend(summary),
-            Err(error) => {
-                println!("FAILED: no scenario could be run: {error:#}");
-                self.not_begun += chosen.names().len();
-            }
+            Err(error) => self.none(chosen, &error, progress),
         }
     }
+
+    /// Counts all of these scenarios as failed, for that reason.
+    fn none(&mut self, chosen: &Chosen, error: &anyhow::Error, progress: &Progress) {
+        progress.line(&format!("FAILED: no scenario could be run: {error:#}"));
+        self.not_begun += chosen.names().len();
+    }
+}
+
+/// Builds the ELFs, and meanwhile makes the image of the hosts.
+fn prepare(setting: &Setting, progress: &Progress) -> Result<()> {
+    std::thread::scope(|scope| {
+        let elves = scope.spawn(|| {
+            // At the place of the whole one.
+            build::check_smallest()?;
+            build::build()?;
+            build::build_tls()
+        });
+        progress.step("lab", "building the unikernel");
+        let say = |text: &str| progress.step("lab", text);
+        let image = image::ensure(setting.release, &say);
+        elves.join().expect("building does not panic")?;
+        image.map(drop)
+    })
 }
 
 /// Runs the checks, and afterwards fuzzes, guided by coverage, if `long`.
@@ -75,8 +95,6 @@ fn run_all_scenarios(
 /// share hosts. `setting` gives the number of hosts. `long` adds what otherwise runs by name only.
 pub fn run(setting: &Setting, long: bool) -> Result<bool> {
     packages::ensure_for_tests(long)?;
-    build::check_smallest()?;
-    build::build_tls()?;
     let mut chosen = Chosen::suite();
     if long {
         chosen.extend(Chosen::long());
@@ -94,7 +112,14 @@ pub fn run(setting: &Setting, long: bool) -> Result<bool> {
             last.release();
             checks
         });
-        let done = run_all_scenarios(setting, chosen, &progress, &last);
+        let done = match prepare(setting, &progress) {
+            Ok(()) => run_all_scenarios(setting, chosen, &progress, &last),
+            Err(error) => {
+                let mut done = Done::default();
+                done.none(&chosen, &error, &progress);
+                done
+            }
+        };
         (done, checks.join().expect("a check does not panic"))
     });
     progress.finish();

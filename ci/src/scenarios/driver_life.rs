@@ -14,43 +14,51 @@ use std::time::{Duration, Instant};
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "ends-with-guests",
-        about: "xl shutdown of a driver domain in use closes every disk; its guests live on",
+        about: "xl shutdown of a PVH driver domain in use closes every disk; its guests live on",
         demo: false,
-        run: |testbed| {
-            Kind::ALL
-                .into_iter()
-                .try_for_each(|kind| ends_with_guests(testbed, kind))
-        },
+        run: |testbed| ends_with_guests(testbed, Kind::Pvh),
+    },
+    Scenario {
+        name: "ends-with-guests-pv",
+        about: "the same with a PV driver domain",
+        demo: false,
+        run: |testbed| ends_with_guests(testbed, Kind::Pv),
     },
     Scenario {
         name: "comes-back",
-        about: "xl reboot of a driver domain in use; the guest that it served attaches again",
+        about: "xl reboot of a PV driver domain in use; the guest that it served attaches again",
         demo: false,
-        run: |testbed| {
-            Kind::ALL
-                .into_iter()
-                .try_for_each(|kind| comes_back(testbed, kind))
-        },
+        run: |testbed| comes_back(testbed, Kind::Pv),
+    },
+    Scenario {
+        name: "comes-back-pvh",
+        about: "the same with a PVH driver domain",
+        demo: false,
+        run: |testbed| comes_back(testbed, Kind::Pvh),
     },
     Scenario {
         name: "guest-first",
-        about: "a guest created before the driver domain runs waits, and connects when it comes",
+        about: "a guest created before the (PVH) driver domain runs waits, and connects when it comes",
         demo: false,
-        run: |testbed| {
-            Kind::ALL
-                .into_iter()
-                .try_for_each(|kind| guest_first(testbed, kind))
-        },
+        run: |testbed| guest_first(testbed, Kind::Pvh),
+    },
+    Scenario {
+        name: "guest-first-pv",
+        about: "the same with a PV driver domain",
+        demo: false,
+        run: |testbed| guest_first(testbed, Kind::Pv),
     },
     Scenario {
         name: "refused-requests",
-        about: "xl save, migrate, trigger and vcpu-set of a driver domain in use are refused; its guest goes on",
+        about: "xl save, migrate, trigger and vcpu-set of a PV driver domain in use are refused; its guest goes on",
         demo: false,
-        run: |testbed| {
-            Kind::ALL
-                .into_iter()
-                .try_for_each(|kind| refused_requests(testbed, kind))
-        },
+        run: |testbed| refused_requests(testbed, Kind::Pv),
+    },
+    Scenario {
+        name: "refused-requests-pvh",
+        about: "the same with a PVH driver domain",
+        demo: false,
+        run: |testbed| refused_requests(testbed, Kind::Pvh),
     },
     Scenario {
         name: "paused-storage",

@@ -46,9 +46,43 @@ mod volume_disks;
 use crate::testbed::Scenario;
 use crate::testbed::own_host::OwnHostScenario;
 
+/// Scenarios that show what others of the suite show, too: with the other kind of driver domain, with another store, or
+/// with another way to lose and find it again. They run by name only, or with `--long`.
+const BY_NAME: &[&str] = &[
+    "comes-back-pvh",
+    "detach-pvh",
+    "discard-pvh",
+    "disks-on-vcpus-pvh",
+    "ends-with-guests-pv",
+    "growth-pv",
+    "guest-first-pv",
+    "lasting-disk-pvh",
+    "lasting-qdisk",
+    "memory-target-pvh",
+    "nbds-life",
+    "paused-guests",
+    "queues-pv",
+    "rebooted-storage",
+    "refused-requests-pvh",
+    "restart-in-place-pvh",
+    "restart-in-place-vcpus-pv",
+    "saved-pv-guest",
+    "statistics-pvh",
+    "two-guests",
+];
+
+/// Returns whether a scenario of [`plain`] is part of the suite.
+fn in_suite(scenario: &Scenario) -> bool {
+    !BY_NAME.contains(&scenario.name)
+}
+
 /// Returns the scenarios of the suite that share hosts, in the order in which they begin. The last ones are short, so
 /// that all hosts are in use until the end.
 pub fn suite() -> Vec<Scenario> {
+    plain().into_iter().filter(in_suite).collect()
+}
+
+fn plain() -> Vec<Scenario> {
     [
         main_job::SCENARIOS,
         filesystem::SCENARIOS,
@@ -84,10 +118,12 @@ pub fn suite() -> Vec<Scenario> {
     .concat()
 }
 
-/// Returns the scenarios that do more of what others do in the suite (more rounds, guests or disks), those that need
-/// further builds, and one for which the emulation has most faults.
+/// Returns the scenarios that show what others of the suite do, those that do more of it (more rounds, guests or disks),
+/// those that need further builds, and one for which the emulation has most faults.
 pub fn long() -> Vec<Scenario> {
-    [
+    let mut long = plain();
+    long.retain(|scenario| !in_suite(scenario));
+    let more = [
         main_job::LONG,
         endings::LONG,
         restarting::LONG,
@@ -100,8 +136,9 @@ pub fn long() -> Vec<Scenario> {
         many_restarts::LONG,
         many_crashes::LONG,
         upgrade::SCENARIOS,
-    ]
-    .concat()
+    ];
+    long.extend(more.concat());
+    long
 }
 
 /// Returns the scenarios that share hosts with devices of their own ([`pci::LAB`](crate::host::pci::LAB)).
@@ -160,6 +197,16 @@ mod tests {
     #[test]
     fn what_runs_under_both_is_there() {
         assert_eq!(super::under_both().len(), super::UNDER_BOTH.len());
+    }
+
+    #[test]
+    fn what_runs_by_name_is_there() {
+        let there = |name: &&&str| super::plain().iter().any(|one| one.name == **name);
+        assert!(super::BY_NAME.iter().all(|name| there(&name)));
+        assert_eq!(
+            super::suite().len() + super::BY_NAME.len(),
+            super::plain().len()
+        );
     }
 
     #[test]

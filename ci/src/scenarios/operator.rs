@@ -10,33 +10,39 @@ use anyhow::{Result, ensure};
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "discard",
-        about: "discarded blocks read as zeros; their memory stays, or goes back to Xen until they are written",
+        about: "discarded blocks read as zeros; their memory stays, or goes back to Xen (from a PV domain) until they are written",
         demo: false,
-        run: |testbed| {
-            Kind::ALL
-                .into_iter()
-                .try_for_each(|kind| discard(testbed, kind))
-        },
+        run: |testbed| discard(testbed, Kind::Pv),
+    },
+    Scenario {
+        name: "discard-pvh",
+        about: "the same with a PVH driver domain",
+        demo: false,
+        run: |testbed| discard(testbed, Kind::Pvh),
     },
     Scenario {
         name: "growth",
-        about: "an image grows while a guest uses it; the guest sees it without reconnecting",
+        about: "an image of a PVH driver domain grows while a guest uses it; the guest sees it without reconnecting",
         demo: false,
-        run: |testbed| {
-            Kind::ALL
-                .into_iter()
-                .try_for_each(|kind| growth(testbed, kind))
-        },
+        run: |testbed| growth(testbed, Kind::Pvh),
+    },
+    Scenario {
+        name: "growth-pv",
+        about: "the same with a PV driver domain",
+        demo: false,
+        run: |testbed| growth(testbed, Kind::Pv),
     },
     Scenario {
         name: "statistics",
-        about: "a disk's node and the console's keys show what the guest did, to the request",
+        about: "a disk's node and the console's keys of a PV driver domain show what the guest did, to the request",
         demo: false,
-        run: |testbed| {
-            Kind::ALL
-                .into_iter()
-                .try_for_each(|kind| statistics(testbed, kind))
-        },
+        run: |testbed| statistics(testbed, Kind::Pv),
+    },
+    Scenario {
+        name: "statistics-pvh",
+        about: "the same with a PVH driver domain",
+        demo: false,
+        run: |testbed| statistics(testbed, Kind::Pvh),
     },
 ];
 

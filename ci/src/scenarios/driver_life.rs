@@ -50,15 +50,15 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "refused-requests",
-        about: "xl save, migrate, trigger and vcpu-set of a PV driver domain in use are refused; its guest goes on",
-        demo: false,
-        run: |testbed| refused_requests(testbed, Kind::Pv),
-    },
-    Scenario {
-        name: "refused-requests-pvh",
-        about: "the same with a PVH driver domain",
+        about: "xl save, migrate, trigger and vcpu-set of a PVH driver domain in use are refused; its guest goes on",
         demo: false,
         run: |testbed| refused_requests(testbed, Kind::Pvh),
+    },
+    Scenario {
+        name: "refused-requests-pv",
+        about: "the same with a PV driver domain",
+        demo: false,
+        run: |testbed| refused_requests(testbed, Kind::Pv),
     },
     Scenario {
         name: "paused-storage",

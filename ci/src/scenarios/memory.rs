@@ -11,15 +11,15 @@ use std::time::Instant;
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "memory-target",
-        about: "maxmem= above memory= does not end a PV domain; xl mem-set is followed, or the log says why not",
-        demo: false,
-        run: |testbed| memory_target(testbed, Kind::Pv),
-    },
-    Scenario {
-        name: "memory-target-pvh",
-        about: "the same with a PVH driver domain",
+        about: "maxmem= above memory= does not end a PVH domain; xl mem-set is followed, or the log says why not",
         demo: false,
         run: |testbed| memory_target(testbed, Kind::Pvh),
+    },
+    Scenario {
+        name: "memory-target-pv",
+        about: "the same with a PV driver domain",
+        demo: false,
+        run: |testbed| memory_target(testbed, Kind::Pv),
     },
 ];
 

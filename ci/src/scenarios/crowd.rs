@@ -13,7 +13,7 @@ use std::time::Duration;
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "busy-xenstore",
-    about: "4 guests read back what they wrote at the same time, then attach and detach 2 disks each among conflicting transactions; no disk is lost",
+    about: "2 guests read back what they wrote at the same time, then attach and detach 2 disks each among conflicting transactions; no disk is lost",
     demo: false,
     run: busy_xenstore,
 }];
@@ -86,8 +86,9 @@ fn all_write_and_read(testbed: &Testbed, guests: &[Guest]) -> Result<()> {
     Ok(())
 }
 
-/// The number of guests that attach and detach at the same time.
-const ATTACHING: usize = 4;
+/// The number of guests that attach and detach at the same time. With four, four calls of xl share dom0's processor, and
+/// on a slow machine one of them has waited for ten seconds, which libxl takes for a failure.
+const ATTACHING: usize = 2;
 
 /// The disks that each of them attaches beside the one with which it boots.
 const MORE_DISKS: [&str; 2] = ["xvdb", "xvdc"];
@@ -122,7 +123,7 @@ fn busy_xenstore(testbed: &Testbed) -> Result<()> {
         .images(&images)?
         .memory(40)
         .start()?;
-    testbed.step("booting four guests");
+    testbed.step("booting two guests");
     let mut guests = guests(testbed.host, ATTACHING)?;
     all_write_and_read(testbed, &guests)?;
     let before = Holdings::by(testbed.host, storage.id)?;

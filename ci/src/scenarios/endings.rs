@@ -11,16 +11,16 @@ use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "ten-endings",
-    about: "10 guests power off, reboot, crash or are destroyed in mid-write, PV and PVH ones in each way; nothing leaks",
+    name: "four-endings",
+    about: "a guest each powers off, reboots, crashes and is destroyed in mid-write, and its image goes to the next; nothing leaks",
     demo: false,
-    run: |testbed| endings(testbed, 5),
+    run: |testbed| endings(testbed, 2),
 }];
 
 /// Scenarios with more guests.
 pub const LONG: &[Scenario] = &[Scenario {
     name: "thirty-endings",
-    about: "30 guests power off, reboot, crash or are destroyed in mid-write; nothing leaks",
+    about: "30 guests power off, reboot, crash or are destroyed in mid-write, PV and PVH ones in each way; nothing leaks",
     demo: false,
     run: |testbed| endings(testbed, 15),
 }];
@@ -60,9 +60,9 @@ impl Ending {
         Self::IsDestroyed,
     ];
 
-    /// Returns the ending of a guest. The endings take turns, and are different on each disk.
+    /// Returns the ending of a guest. The endings take turns, and are different on each disk: two lives on each have all.
     fn of(disk: usize, life: usize) -> Self {
-        Self::ALL[(disk + life) % Self::ALL.len()]
+        Self::ALL[(2 * disk + life) % Self::ALL.len()]
     }
 
     /// Returns the reason that the guest gives to Xen (`SHUTDOWN_*` in Xen's sched.h).

@@ -104,6 +104,7 @@ fn plain() -> Vec<Scenario> {
         replaced_storage::SCENARIOS,
         operator::SCENARIOS,
         package::SCENARIOS,
+        examples::SCENARIOS,
         memory::SCENARIOS,
         suspension::SCENARIOS,
         refusal::SCENARIOS,
@@ -113,7 +114,6 @@ fn plain() -> Vec<Scenario> {
         other_kernels::SCENARIOS,
         boot::SCENARIOS,
         runtime::SCENARIOS,
-        examples::SCENARIOS,
     ]
     .concat()
 }

@@ -2,7 +2,7 @@
 
 use crate::backend_nodes::{FlushBy, Offer, Properties};
 use crate::device::Disk;
-use crate::wire::{Lie, Rules, Wire};
+use crate::wire::{BlkifViolation, Rules, Wire};
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -335,7 +335,7 @@ async fn listen<H: Hypervisor>(
 /// requests in flight, or is closed, does not look at the ring again, while others wait for responses on it.
 pub fn answered<H: Hypervisor>(disk: &Disk<H>, number: usize) {
     let mut link = disk.link(number).lock();
-    let mut collect = || -> Result<(), Lie> {
+    let mut collect = || -> Result<(), BlkifViolation> {
         loop {
             link.collect()?;
             if !link.final_check()? {
@@ -343,8 +343,8 @@ pub fn answered<H: Hypervisor>(disk: &Disk<H>, number: usize) {
             }
         }
     };
-    if let Err(lie) = collect() {
+    if let Err(violation) = collect() {
         link.fail();
-        disk.lied(lie);
+        disk.note_violation(violation);
     }
 }

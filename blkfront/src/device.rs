@@ -7,7 +7,7 @@ use crate::client::Client;
 use crate::counts::Counts;
 use crate::link::Link;
 use crate::queue::{MOST_PAGES, Queue, REQUEST_PAGES, depth_of};
-use crate::wire::Lie;
+use crate::wire::BlkifViolation;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -218,8 +218,8 @@ impl<H: Hypervisor> Disk<H> {
 
     /// Gives it up because the backend broke the protocol: its task fails all requests.
     #[cold]
-    pub fn lied(&self, lie: Lie) {
-        self.fail(lie.to_string());
+    pub fn note_violation(&self, violation: BlkifViolation) {
+        self.fail(violation.to_string());
     }
 
     /// Gives it up for good: all requests of the guests that use it fail.

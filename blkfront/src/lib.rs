@@ -49,4 +49,4 @@ pub use link::Link;
 pub use queue::{PATIENCE, Queue};
 pub use state_machine::{Observed, Phase, Step, decide};
 pub use store::vbd_store;
-pub use wire::Lie;
+pub use wire::BlkifViolation;

@@ -11,7 +11,7 @@
 use crate::assignment::Location;
 use crate::client::{Client, Entry};
 use crate::counts::Counts;
-use crate::wire::{Lie, OWN, Wire};
+use crate::wire::{BlkifViolation, OWN, Wire};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_grant::{NotShared, SharedMemory};
@@ -180,7 +180,7 @@ impl<H: Hypervisor> Link<H> {
     /// queues that have completions. If the response of which the backend was last asked to notify us is among these, it
     /// notifies us of none until [`final_check`](Self::final_check) asks again.
     #[inline]
-    pub fn collect(&mut self) -> Result<(), Lie> {
+    pub fn collect(&mut self) -> Result<(), BlkifViolation> {
         // A ring on which the backend has lied is not looked at again.
         let Some(wire) = self.wire.as_mut().filter(|_| !self.dead) else {
             return Ok(());
@@ -201,7 +201,7 @@ impl<H: Hypervisor> Link<H> {
 
     /// Asks the backend to notify us of its next response. Returns true if there is one already.
     #[inline]
-    pub fn final_check(&mut self) -> Result<bool, Lie> {
+    pub fn final_check(&mut self) -> Result<bool, BlkifViolation> {
         match &mut self.wire {
             Some(wire) if !self.dead => wire.final_check(),
             _ => Ok(false),

@@ -5,7 +5,7 @@ use crate::assignment::Location;
 use crate::device::Opened;
 use crate::free_pages::FreePages;
 use crate::link::Link;
-use crate::wire::Lie;
+use crate::wire::BlkifViolation;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_grant::OutOfMemory;
@@ -160,9 +160,9 @@ impl<H: Hypervisor> Queue<H> {
 
     /// Gives the disk up.
     #[cold]
-    fn lied(&self, link: &mut Link<H>, lie: Lie) {
+    fn note_violation(&self, link: &mut Link<H>, violation: BlkifViolation) {
         link.fail();
-        self.opened.disk().lied(lie);
+        self.opened.disk().note_violation(violation);
     }
 
     /// Notes that requests are cancelled and that later ones get their memory. If a backend that is gone may still
@@ -226,8 +226,8 @@ impl<H: Hypervisor> IoQueue for Queue<H> {
         let (mut link, number) = self.link();
         let link = &mut *link;
         loop {
-            if let Err(lie) = link.collect() {
-                self.lied(link, lie);
+            if let Err(violation) = link.collect() {
+                self.note_violation(link, violation);
             }
             let client = link.client(number);
             if client.drain(sink) {
@@ -237,7 +237,7 @@ impl<H: Hypervisor> IoQueue for Queue<H> {
             match link.final_check() {
                 Ok(false) => return Poll::Pending,
                 Ok(true) => {}
-                Err(lie) => self.lied(link, lie),
+                Err(violation) => self.note_violation(link, violation),
             }
         }
     }

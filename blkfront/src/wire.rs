@@ -18,7 +18,7 @@ use core::fmt;
 
 /// A breach of the protocol by the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lie {
+pub enum BlkifViolation {
     /// Its producer index is ahead of the requests that were sent.
     Overrun(Overrun),
     /// It answered a request that was not sent, or answered it twice.
@@ -34,7 +34,7 @@ pub enum Lie {
     Status(i16),
 }
 
-impl fmt::Display for Lie {
+impl fmt::Display for BlkifViolation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Overrun(overrun) => overrun.fmt(f),
@@ -55,11 +55,11 @@ impl fmt::Display for Lie {
     }
 }
 
-impl core::error::Error for Lie {}
+impl core::error::Error for BlkifViolation {}
 
-impl From<Overrun> for Lie {
-    fn from(overrun: Overrun) -> Lie {
-        Lie::Overrun(overrun)
+impl From<Overrun> for BlkifViolation {
+    fn from(overrun: Overrun) -> BlkifViolation {
+        BlkifViolation::Overrun(overrun)
     }
 }
 
@@ -220,16 +220,18 @@ impl<H: Hypervisor> Wire<H> {
 
     /// Takes a response: the client and the entry that it is for, and the result.
     #[inline]
-    pub fn take(&mut self) -> Result<Option<Answered>, Lie> {
+    pub fn take(&mut self) -> Result<Option<Answered>, BlkifViolation> {
         let Some(response) = self.front.take()? else {
             return Ok(None);
         };
         let id = response.id;
         let slot = usize::try_from(id.0).ok();
         let slot = slot.and_then(|slot| self.slots.get_mut(slot));
-        let slot = slot.filter(|slot| slot.used).ok_or(Lie::Unasked(id))?;
+        let slot = slot
+            .filter(|slot| slot.used)
+            .ok_or(BlkifViolation::Unasked(id))?;
         if response.operation != slot.operation {
-            return Err(Lie::Operation {
+            return Err(BlkifViolation::Operation {
                 answered: response.operation,
                 asked: slot.operation,
             });
@@ -238,7 +240,7 @@ impl<H: Hypervisor> Wire<H> {
             Status::Okay => Ok(()),
             Status::Error => Err(IoError::Medium),
             Status::NotSupported => Err(IoError::NotSupported),
-            Status::Other(code) => return Err(Lie::Status(code)),
+            Status::Other(code) => return Err(BlkifViolation::Status(code)),
         };
         if outcome.is_err() {
             self.errors += 1;
@@ -250,7 +252,7 @@ impl<H: Hypervisor> Wire<H> {
 
     /// Asks the backend to notify us of its next response. Returns true if there is one already.
     #[inline]
-    pub fn final_check(&mut self) -> Result<bool, Lie> {
+    pub fn final_check(&mut self) -> Result<bool, BlkifViolation> {
         Ok(self.front.final_check()?)
     }
 

@@ -1,6 +1,6 @@
 //! The parts of a read that have come.
 
-use crate::fault::Lie;
+use crate::fault::NbdViolation;
 
 /// The most separate pieces at a time. Servers send the data of a read from the front to the back, in which case there
 /// is one piece; the specification lets them do otherwise.
@@ -21,12 +21,12 @@ impl Coverage {
     };
 
     /// Adds bytes that have come. Fails if some of them had come before, or if there are too many separate pieces.
-    pub fn add(&mut self, start: u64, len: u64) -> Result<(), Lie> {
+    pub fn add(&mut self, start: u64, len: u64) -> Result<(), NbdViolation> {
         let (start, end) = (start as u32, (start + len) as u32);
         let pieces = &mut self.pieces;
         let at = pieces[..self.count].partition_point(|piece| piece.1 <= start);
         if at < self.count && pieces[at].0 < end {
-            return Err(Lie::Twice);
+            return Err(NbdViolation::Twice);
         }
         let follows = at > 0 && pieces[at - 1].1 == start;
         let precedes = at < self.count && pieces[at].0 == end;
@@ -40,7 +40,7 @@ impl Coverage {
             (false, true) => pieces[at].0 = start,
             (false, false) => {
                 if self.count == MOST_PIECES {
-                    return Err(Lie::Scattered);
+                    return Err(NbdViolation::Scattered);
                 }
                 pieces.copy_within(at..self.count, at + 1);
                 pieces[at] = (start, end);
@@ -79,12 +79,12 @@ mod tests {
                 let len = len.min(40 - start);
                 let range = start as usize..(start + len) as usize;
                 let expected = match has[range.clone()].contains(&true) {
-                    true => Err(Lie::Twice),
+                    true => Err(NbdViolation::Twice),
                     false => {
                         let mut then = has.clone();
                         then[range].fill(true);
                         match apart(&then) > MOST_PIECES {
-                            true => Err(Lie::Scattered),
+                            true => Err(NbdViolation::Scattered),
                             false => {
                                 has = then;
                                 Ok(())

@@ -1,7 +1,7 @@
 //! A request of a queue, and its way to the server and back.
 
 use crate::coverage::Coverage;
-use crate::fault::Lie;
+use crate::fault::NbdViolation;
 use crate::segments::Segments;
 use crate::wire::{Command, CommandKind, ErrorCode};
 use bulkhead_grant::OutOfMemory;
@@ -158,7 +158,7 @@ impl Entry {
 
     /// Notes that bytes of a read have come, which are within the read. Fails if some of them had come before.
     #[inline]
-    pub fn note_data(&mut self, start: u64, len: u64) -> Result<(), Lie> {
+    pub fn note_data(&mut self, start: u64, len: u64) -> Result<(), NbdViolation> {
         self.got.add(start, len)
     }
 

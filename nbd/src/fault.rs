@@ -7,7 +7,7 @@ use core::fmt;
 
 /// A message of a server that breaks the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lie {
+pub enum NbdViolation {
     /// A reply begins with that number.
     Magic(u32),
     /// The server answers a command that it does not have.
@@ -44,37 +44,39 @@ pub enum Lie {
     Endless,
 }
 
-impl fmt::Display for Lie {
+impl fmt::Display for NbdViolation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the server breaks the protocol: ")?;
         match self {
-            Lie::Magic(magic) => write!(f, "a reply begins with {magic:#010x}"),
-            Lie::Cookie(cookie) => write!(
+            NbdViolation::Magic(magic) => write!(f, "a reply begins with {magic:#010x}"),
+            NbdViolation::Cookie(cookie) => write!(
                 f,
                 "it answers the command {cookie:#018x}, which it does not have"
             ),
-            Lie::SimpleRead => {
+            NbdViolation::SimpleRead => {
                 f.write_str("a simple reply to a read, where structured ones are due")
             }
-            Lie::Early => f.write_str("it has done a command of which it has only a part"),
-            Lie::Kind(kind) => write!(f, "a reply has a part {kind:?} that cannot be there"),
-            Lie::Length { kind, len } => {
+            NbdViolation::Early => f.write_str("it has done a command of which it has only a part"),
+            NbdViolation::Kind(kind) => {
+                write!(f, "a reply has a part {kind:?} that cannot be there")
+            }
+            NbdViolation::Length { kind, len } => {
                 write!(f, "a reply has a part {kind:?} of {len} bytes")
             }
-            Lie::Range { offset, len } => {
+            NbdViolation::Range { offset, len } => {
                 write!(
                     f,
                     "it sends {len} bytes from {offset} on, which were not asked for"
                 )
             }
-            Lie::Twice => f.write_str("it sends the same data of a read twice"),
-            Lie::Scattered => write!(
+            NbdViolation::Twice => f.write_str("it sends the same data of a read twice"),
+            NbdViolation::Scattered => write!(
                 f,
                 "it sends the data of a read in more than {MOST_PIECES} pieces that are apart"
             ),
-            Lie::TooLittle => f.write_str("it sends less data than was asked for"),
-            Lie::Error => f.write_str("it names an error that is none"),
-            Lie::Endless => f.write_str("it names errors without an end"),
+            NbdViolation::TooLittle => f.write_str("it sends less data than was asked for"),
+            NbdViolation::Error => f.write_str("it names an error that is none"),
+            NbdViolation::Endless => f.write_str("it names errors without an end"),
         }
     }
 }
@@ -83,16 +85,16 @@ impl fmt::Display for Lie {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The server broke the protocol, and is not trusted any more.
-    Lie(Lie),
+    Violation(NbdViolation),
     /// The server is being shut down.
     ShuttingDown,
     /// The connection is over.
     Ended(Ended),
 }
 
-impl From<Lie> for Fault {
-    fn from(lie: Lie) -> Fault {
-        Fault::Lie(lie)
+impl From<NbdViolation> for Fault {
+    fn from(violation: NbdViolation) -> Fault {
+        Fault::Violation(violation)
     }
 }
 

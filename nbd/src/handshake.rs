@@ -37,7 +37,7 @@ pub enum HandshakeError {
     /// The server is of a kind that is not supported.
     TooOld,
     /// The server does not keep to the protocol.
-    Lie(&'static str),
+    Violation(&'static str),
     /// The server has no such export.
     NoExport {
         /// The name.
@@ -89,7 +89,7 @@ impl fmt::Display for HandshakeError {
             HandshakeError::TooOld => f.write_str(
                 "the server is too old: it does not know the fixed newstyle handshake and NBD_OPT_GO",
             ),
-            HandshakeError::Lie(what) => write!(f, "the server breaks the protocol: {what}"),
+            HandshakeError::Violation(what) => write!(f, "the server breaks the protocol: {what}"),
             HandshakeError::NoExport {
                 export,
                 others,
@@ -207,9 +207,11 @@ async fn reply(
     let mut header = [0; OptionReply::HEADER];
     talk.read(&mut header).await?;
     let reply = OptionReply::parse(&header, option);
-    let reply = reply.ok_or(HandshakeError::Lie("that is not a reply to what was asked"))?;
+    let reply = reply.ok_or(HandshakeError::Violation(
+        "that is not a reply to what was asked",
+    ))?;
     if reply.len > LONGEST {
-        return Err(HandshakeError::Lie("a reply is too long"));
+        return Err(HandshakeError::Violation("a reply is too long"));
     }
     let mut data = vec![0; reply.len as usize];
     talk.read(&mut data).await?;
@@ -227,7 +229,8 @@ fn refused(option: OptionKind, reply: OptionReplyKind, data: &[u8]) -> Handshake
     }
 }
 
-const UNEXPECTED: HandshakeError = HandshakeError::Lie("a reply says what cannot be said here");
+const UNEXPECTED: HandshakeError =
+    HandshakeError::Violation("a reply says what cannot be said here");
 
 async fn start_tls(mut talk: Talk, tls: &dyn Tls, server: &str) -> Result<Talk, HandshakeError> {
     let option = OptionKind::StartTls;
@@ -269,7 +272,7 @@ async fn open(talk: &mut Talk, export: &str) -> Result<Properties, HandshakeErro
         match kind {
             OptionReplyKind::Info => info(&data, &mut size, &mut sizes, &mut name)?,
             OptionReplyKind::Ack => {
-                let (bytes, flags) = size.ok_or(HandshakeError::Lie(
+                let (bytes, flags) = size.ok_or(HandshakeError::Violation(
                     "it does not say how large the export is",
                 ))?;
                 let properties = Properties::new(bytes, flags, sizes, name);
@@ -281,7 +284,9 @@ async fn open(talk: &mut Talk, export: &str) -> Result<Properties, HandshakeErro
             _ => return Err(UNEXPECTED),
         }
     }
-    Err(HandshakeError::Lie("it has no end to tell of the export"))
+    Err(HandshakeError::Violation(
+        "it has no end to tell of the export",
+    ))
 }
 
 /// Takes a server's information about an export.
@@ -291,7 +296,7 @@ fn info(
     sizes: &mut BlockSizes,
     name: &mut Option<String>,
 ) -> Result<(), HandshakeError> {
-    const LENGTH: HandshakeError = HandshakeError::Lie("an information has the wrong length");
+    const LENGTH: HandshakeError = HandshakeError::Violation("an information has the wrong length");
     if data.len() < 2 {
         return Err(LENGTH);
     }
@@ -322,7 +327,7 @@ fn info(
 /// Asks for the names of other exports.
 async fn other_exports(talk: &mut Talk, export: &str) -> HandshakeError {
     let (mut others, mut count) = (Vec::new(), 0);
-    if let Err(error @ HandshakeError::Lie(_)) = list(talk, &mut others, &mut count).await {
+    if let Err(error @ HandshakeError::Violation(_)) = list(talk, &mut others, &mut count).await {
         return error;
     }
     // It is only polite.
@@ -346,8 +351,8 @@ async fn list(
         let (kind, data) = reply(talk, option).await?;
         match kind {
             OptionReplyKind::Server => {
-                let name =
-                    listed(&data).ok_or(HandshakeError::Lie("a name has the wrong length"))?;
+                let name = listed(&data)
+                    .ok_or(HandshakeError::Violation("a name has the wrong length"))?;
                 *count += 1;
                 if others.len() < SHOWN_NAMES {
                     others.push(match name {

@@ -64,7 +64,7 @@ impl fmt::Display for End {
         match self {
             End::Leaves => f.write_str("it is not needed any more"),
             End::GivenUp => f.write_str("it was given up"),
-            End::Fault(Fault::Lie(lie)) => lie.fmt(f),
+            End::Fault(Fault::Violation(violation)) => violation.fmt(f),
             End::Fault(Fault::ShuttingDown) => f.write_str("the server is shutting down"),
             End::Fault(Fault::Ended(ended)) => ended.fmt(f),
             End::Moved => f.write_str("another address of the server is used from now on"),
@@ -201,10 +201,10 @@ async fn serve_line<H: Hypervisor>(
                 }
                 match end {
                     End::Leaves | End::GivenUp => break,
-                    End::Fault(Fault::Lie(lie)) => {
+                    End::Fault(Fault::Violation(violation)) => {
                         let (scheme, shown) = (export.scheme(), export.shown());
-                        log::error!("{scheme}:{shown}: it is given up: {lie}");
-                        export.fail(lie.to_string());
+                        log::error!("{scheme}:{shown}: it is given up: {violation}");
+                        export.fail(violation.to_string());
                         break;
                     }
                     end => note_trouble(export, number, end.to_string()),

@@ -2,7 +2,7 @@
 
 use crate::board::{Board, Slot};
 use crate::entry::EntryState;
-use crate::fault::{Fault, Lie};
+use crate::fault::{Fault, NbdViolation};
 use crate::wire::{
     CHUNK_HEADER, Chunk, ChunkKind, CommandKind, ErrorCode, REPLY_MAGIC, SIMPLE_REPLY,
     STRUCTURED_MAGIC, SimpleReply, bytes_at,
@@ -100,7 +100,7 @@ impl Board {
         let next = match (receiver.want, magic) {
             (MAGIC, REPLY_MAGIC) => SIMPLE_REPLY,
             (MAGIC, STRUCTURED_MAGIC) if self.structured => CHUNK_HEADER,
-            (MAGIC, _) => return Err(Lie::Magic(magic).into()),
+            (MAGIC, _) => return Err(NbdViolation::Magic(magic).into()),
             (SIMPLE_REPLY, _) => {
                 let reply = SimpleReply::parse(&receiver.head);
                 (receiver.have, receiver.want) = (0, MAGIC);
@@ -109,7 +109,7 @@ impl Board {
             (want, _) => {
                 let chunk = Chunk::parse(&receiver.head);
                 let head = chunk.payload_head();
-                let head = head.ok_or(Lie::Length {
+                let head = head.ok_or(NbdViolation::Length {
                     kind: chunk.kind,
                     len: chunk.len,
                 })?;
@@ -137,7 +137,7 @@ impl Board {
             return self.answered(slot);
         }
         if structured || entry.state != EntryState::Sent {
-            return Err(Lie::SimpleRead.into());
+            return Err(NbdViolation::SimpleRead.into());
         }
         let left = entry.work.len;
         entry.note_data(0, left)?;
@@ -159,7 +159,9 @@ impl Board {
         let entry = self.entry(slot);
         match chunk.kind {
             ChunkKind::None if chunk.done => {}
-            ChunkKind::None | ChunkKind::Other(_) => return Err(Lie::Kind(chunk.kind).into()),
+            ChunkKind::None | ChunkKind::Other(_) => {
+                return Err(NbdViolation::Kind(chunk.kind).into());
+            }
             ChunkKind::Data | ChunkKind::Hole => {
                 let offset = u64::from_be_bytes(bytes_at(payload, 0));
                 let len = match chunk.kind {
@@ -173,7 +175,7 @@ impl Board {
                 });
                 let reads = entry.work.kind == CommandKind::Read && entry.state == EntryState::Sent;
                 let start = start.filter(|_| reads && len > 0);
-                let start = start.ok_or(Lie::Range { offset, len })?;
+                let start = start.ok_or(NbdViolation::Range { offset, len })?;
                 entry.note_data(start, len)?;
                 entry.segments.seek(start as usize);
                 match chunk.kind {
@@ -186,10 +188,10 @@ impl Board {
                 let text = u16::from_be_bytes(bytes_at(payload, 4));
                 left = u64::from(chunk.len - 6);
                 if error == ErrorCode::NONE || u64::from(text) > left {
-                    return Err(Lie::Error.into());
+                    return Err(NbdViolation::Error.into());
                 }
                 if !entry.note_error(error) {
-                    return Err(Lie::Endless.into());
+                    return Err(NbdViolation::Endless.into());
                 }
             }
         }
@@ -208,14 +210,14 @@ impl Board {
 
     /// Finds the request that a reply is to.
     #[inline]
-    fn find(&mut self, cookie: u64) -> Result<Slot, Lie> {
+    fn find(&mut self, cookie: u64) -> Result<Slot, NbdViolation> {
         let (slot, generation) = Slot::of_cookie(cookie);
         let known = self
             .get(slot)
             .is_some_and(|entry| entry.expects(generation));
         match known {
             true => Ok(slot),
-            false => Err(Lie::Cookie(cookie)),
+            false => Err(NbdViolation::Cookie(cookie)),
         }
     }
 
@@ -224,7 +226,7 @@ impl Board {
     fn answered(&mut self, slot: Slot) -> Result<(), Fault> {
         let entry = self.entry(slot);
         if !entry.is_whole() {
-            return Err(Lie::TooLittle.into());
+            return Err(NbdViolation::TooLittle.into());
         }
         if entry.is_refused_for_now() {
             return Err(Fault::ShuttingDown);
@@ -233,7 +235,7 @@ impl Board {
             // What is left of its data is sent all the same: the server looks for the next command behind it.
             return match entry.answered_early() {
                 true => Ok(()),
-                false => Err(Lie::Early.into()),
+                false => Err(NbdViolation::Early.into()),
             };
         }
         self.settle(slot);

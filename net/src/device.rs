@@ -3,12 +3,12 @@
 use crate::backend_nodes::Offer;
 use crate::duplicate::{OPTION, report};
 use crate::lease::DhcpAnswers;
-use crate::lie::Lie;
 use crate::neighbours::Neighbours;
 use crate::packet::{Contents, Packet, Segmentation, complete};
 use crate::rings::Rings;
 use crate::sender::{LARGEST_SENT, Sender};
 use crate::sequences::{Repeats, Sequences};
+use crate::violation::NetifViolation;
 use alloc::vec;
 use alloc::vec::Vec;
 use bulkhead_ring::netif::{Extra, PacketFlags};
@@ -54,7 +54,7 @@ pub struct Device<H: Hypervisor> {
     /// The features of the backend.
     pub offer: Offer,
     /// The breach of the protocol that the backend has committed.
-    pub lie: Option<Lie>,
+    pub violation: Option<NetifViolation>,
     /// The answers of DHCP servers, if it uses DHCP.
     pub dhcp: Option<DhcpAnswers>,
     /// The hosts that are asked for.
@@ -70,7 +70,7 @@ impl<H: Hypervisor> Device<H> {
         Device {
             rings: None,
             offer: Offer::default(),
-            lie: None,
+            violation: None,
             dhcp: None,
             neighbours: Neighbours::default(),
             sequences: Sequences::default(),
@@ -101,12 +101,15 @@ impl<H: Hypervisor> Device<H> {
     }
 
     /// Calls `act` with the rings, if there are any and the backend has kept to the protocol.
-    fn with<T>(&mut self, act: impl FnOnce(&mut Rings<H>) -> Result<T, Lie>) -> Option<T> {
-        let rings = self.rings.as_mut().filter(|_| self.lie.is_none())?;
+    fn with<T>(
+        &mut self,
+        act: impl FnOnce(&mut Rings<H>) -> Result<T, NetifViolation>,
+    ) -> Option<T> {
+        let rings = self.rings.as_mut().filter(|_| self.violation.is_none())?;
         match act(rings) {
             Ok(value) => Some(value),
-            Err(lie) => {
-                self.lie = Some(lie);
+            Err(violation) => {
+                self.violation = Some(violation);
                 None
             }
         }
@@ -145,11 +148,11 @@ impl<H: Hypervisor> Device<H> {
     /// Receives the next packet with a right checksum.
     fn next(&mut self, now: Instant) -> Option<Packet> {
         loop {
-            let rings = self.rings.as_mut().filter(|_| self.lie.is_none())?;
+            let rings = self.rings.as_mut().filter(|_| self.violation.is_none())?;
             let packet = match rings.rx.receive() {
                 Ok(packet) => packet?,
-                Err(lie) => {
-                    self.lie = Some(lie);
+                Err(violation) => {
+                    self.violation = Some(violation);
                     return None;
                 }
             };
@@ -206,7 +209,7 @@ impl<H: Hypervisor> smoltcp::phy::Device for Device<H> {
         if !self.has_room() {
             self.collect();
         }
-        if !self.has_room() || self.lie.is_some() {
+        if !self.has_room() || self.violation.is_some() {
             return None;
         }
         Some(TxToken {

@@ -227,7 +227,7 @@ impl<H: Hypervisor> Interface<H> {
         }
         device.publish();
         busy |= device.final_check();
-        let lied = device.lie.filter(|_| state.failure.is_none());
+        let violated = device.violation.filter(|_| state.failure.is_none());
         let next = stack.poll_at(time, &state.sockets).map(domain_time);
         let next = next.into_iter().chain(state.device.neighbours.next()).min();
         let next = next.map(|next| {
@@ -240,8 +240,8 @@ impl<H: Hypervisor> Interface<H> {
         state.follow_lease(&self.name, now);
         state.reap();
         drop(guard);
-        if let Some(lie) = lied {
-            self.fail(lie.to_string());
+        if let Some(violation) = violated {
+            self.fail(violation.to_string());
         }
         Turn { busy, next }
     }

@@ -196,9 +196,9 @@ impl<H: Hypervisor> Life<'_, H> {
         let (interface, failed) = (self.interface, self.phase == Phase::Failed);
         let peer = &mut self.peer;
         let mut raised = pin!(changed.raised());
-        let mut lied = pin!(interface.failed());
+        let mut violated = pin!(interface.failed());
         poll_fn(|context| {
-            if !failed && lied.as_mut().poll(context).is_ready() {
+            if !failed && violated.as_mut().poll(context).is_ready() {
                 return Poll::Ready(Ok(()));
             }
             if let Some(peer) = peer.as_mut()

@@ -4,9 +4,9 @@
 //! cannot change it then. Small packets are copied out, which costs less, and so are packets that do not lie in one
 //! piece.
 
-use crate::lie::Lie;
 use crate::packet::Packet;
 use crate::rings::ring;
+use crate::violation::NetifViolation;
 use alloc::vec::Vec;
 use bulkhead_grant::memory::filled;
 use bulkhead_grant::{NotShared, SharedMemory};
@@ -135,7 +135,7 @@ impl<H: Hypervisor> Receiver<H> {
 
     /// Takes the next packet that has arrived; `None` if none is complete. The bytes of the packet before are lost
     /// then.
-    pub fn receive(&mut self) -> Result<Option<Packet>, Lie> {
+    pub fn receive(&mut self) -> Result<Option<Packet>, NetifViolation> {
         self.give_back();
         while let Some(response) = self.ring.take()? {
             let slot = self.next;
@@ -178,7 +178,7 @@ impl<H: Hypervisor> Receiver<H> {
     }
 
     /// Takes a response. Returns whether the packet is complete with it.
-    fn take(&mut self, response: RxResponse, slot: usize) -> Result<bool, Lie> {
+    fn take(&mut self, response: RxResponse, slot: usize) -> Result<bool, NetifViolation> {
         let incoming = &mut self.incoming;
         if incoming.extra {
             let extra = response.extra();
@@ -198,7 +198,7 @@ impl<H: Hypervisor> Receiver<H> {
             status,
         } = response.part();
         if usize::from(id) != slot {
-            return Err(Lie::Unasked(id));
+            return Err(NetifViolation::Unasked(id));
         }
         let start = usize::from(offset);
         let len = match usize::try_from(status) {
@@ -209,10 +209,10 @@ impl<H: Hypervisor> Receiver<H> {
             }
         };
         if start + len > PAGE_SIZE {
-            return Err(Lie::OutsidePage { offset, len });
+            return Err(NetifViolation::OutsidePage { offset, len });
         }
         if incoming.len + len > LARGEST_RECEIVED {
-            return Err(Lie::TooLong);
+            return Err(NetifViolation::TooLong);
         }
         match incoming.any {
             true => {
@@ -305,7 +305,7 @@ impl<H: Hypervisor> Receiver<H> {
     }
 
     /// Asks the backend to notify this end of the next packet. Returns true if there is one already.
-    pub fn final_check(&mut self) -> Result<bool, Lie> {
+    pub fn final_check(&mut self) -> Result<bool, NetifViolation> {
         Ok(self.ring.final_check()?)
     }
 }

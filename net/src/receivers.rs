@@ -1,8 +1,8 @@
 //! The queues for receiving packets, of which the stack sees one stream of packets.
 
-use crate::lie::Lie;
 use crate::packet::Packet;
 use crate::receiver::Receiver;
+use crate::violation::NetifViolation;
 use alloc::vec::Vec;
 use bulkhead_grant::SharedMemory;
 use bulkhead_xen::Hypervisor;
@@ -55,7 +55,7 @@ impl<H: Hypervisor> Receivers<H> {
     /// Takes the next packet that has arrived, from a queue until it has none, and then from the next one; `None` if
     /// none is complete. The bytes of the packet before are lost then.
     #[inline]
-    pub fn receive(&mut self) -> Result<Option<Packet>, Lie> {
+    pub fn receive(&mut self) -> Result<Option<Packet>, NetifViolation> {
         for _ in 0..self.queues.len() {
             if let Some(queue) = self.queues.get_mut(self.at)
                 && let Some(packet) = queue.receive()?
@@ -80,7 +80,7 @@ impl<H: Hypervisor> Receivers<H> {
     }
 
     /// Asks the backend to notify this end of the next packet, in whatever ring. Returns true if there is one already.
-    pub fn final_check(&mut self) -> Result<bool, Lie> {
+    pub fn final_check(&mut self) -> Result<bool, NetifViolation> {
         let mut any = false;
         for queue in &mut self.queues {
             any |= queue.final_check()?;

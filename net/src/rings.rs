@@ -6,10 +6,10 @@
 //! suspended before that, or it is copied. Packets to be sent are made in their pages, which the backend can only read.
 
 use crate::backend_nodes::QUEUES;
-use crate::lie::Lie;
 use crate::receiver::{RX_PAGES, Receiver};
 use crate::receivers::Receivers;
 use crate::sender::{Sender, TX_PAGES};
+use crate::violation::NetifViolation;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -179,7 +179,7 @@ impl<H: Hypervisor> Rings<H> {
     ///
     /// Without room for packets to send, packets that have arrived stay where they are, and only room is waited for.
     /// With room, the return of pages is not waited for: a wake-up for them would cost about as much as the packet did.
-    pub fn final_check(&mut self) -> Result<bool, Lie> {
+    pub fn final_check(&mut self) -> Result<bool, NetifViolation> {
         match self.tx.has_room() {
             true => self.rx.final_check(),
             false => self.tx.final_check(),

@@ -3,9 +3,9 @@
 //! A packet is made where it is sent from, in pages that follow one another: the backend is granted them for reading,
 //! so only the stack writes to them. Which ring it goes to is known when it is made, so the rings share the pages.
 
-use crate::lie::Lie;
 use crate::packet::{Flow, Segmentation};
 use crate::rings::ring;
+use crate::violation::NetifViolation;
 use alloc::vec::Vec;
 use bulkhead_grant::{NotShared, SharedMemory};
 use bulkhead_ring::netif::{Extra, NULL, NetifTx, PacketFlags, TxPart};
@@ -193,7 +193,7 @@ impl<H: Hypervisor> Sender<H> {
     }
 
     /// Takes the backend's answers to sent packets.
-    pub fn collect(&mut self) -> Result<(), Lie> {
+    pub fn collect(&mut self) -> Result<(), NetifViolation> {
         let mut returned = 0;
         for queue in &mut self.queues {
             returned |= queue.collect()?;
@@ -211,7 +211,7 @@ impl<H: Hypervisor> Sender<H> {
     }
 
     /// Asks the backend to notify this end of the next answer, in whatever ring. Returns true if there is one already.
-    pub fn final_check(&mut self) -> Result<bool, Lie> {
+    pub fn final_check(&mut self) -> Result<bool, NetifViolation> {
         let mut any = false;
         for queue in &mut self.queues {
             any |= queue.ring.final_check()?;
@@ -222,17 +222,20 @@ impl<H: Hypervisor> Sender<H> {
 
 impl<H: Hypervisor> Queue<H> {
     /// Takes the backend's answers in the ring. Returns the pages that it gives back, a bit for each.
-    fn collect(&mut self) -> Result<u128, Lie> {
+    fn collect(&mut self) -> Result<u128, NetifViolation> {
         let mut returned = 0;
         while let Some(response) = self.ring.take()? {
             if response.status == NULL {
-                self.extras = self.extras.checked_sub(1).ok_or(Lie::NoDetails)?;
+                self.extras = self
+                    .extras
+                    .checked_sub(1)
+                    .ok_or(NetifViolation::NoDetails)?;
                 continue;
             }
             let id = response.id;
             let page = 1u128.checked_shl(id.into()).unwrap_or_default();
             if self.taken & page == 0 {
-                return Err(Lie::Unasked(id));
+                return Err(NetifViolation::Unasked(id));
             }
             self.taken &= !page;
             returned |= page;

@@ -5,7 +5,7 @@ use core::fmt;
 
 /// A breach of the protocol by the backend. Its interface is given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lie {
+pub enum NetifViolation {
     /// The backend's producer index is impossible.
     Overrun(Overrun),
     /// The backend answered a request that it does not have.
@@ -23,7 +23,7 @@ pub enum Lie {
     TooLong,
 }
 
-impl fmt::Display for Lie {
+impl fmt::Display for NetifViolation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Overrun(overrun) => overrun.fmt(f),
@@ -43,10 +43,10 @@ impl fmt::Display for Lie {
     }
 }
 
-impl core::error::Error for Lie {}
+impl core::error::Error for NetifViolation {}
 
-impl From<Overrun> for Lie {
-    fn from(overrun: Overrun) -> Lie {
-        Lie::Overrun(overrun)
+impl From<Overrun> for NetifViolation {
+    fn from(overrun: Overrun) -> NetifViolation {
+        NetifViolation::Overrun(overrun)
     }
 }

@@ -166,7 +166,7 @@ fn a_ring_full_of_barriers_is_served_with_one_notification() {
 }
 
 #[test]
-fn barriers_that_lie_hold_up_nobody() {
+fn malformed_barriers_hold_up_nobody() {
     let world = World::new();
     let mut other = Bystander::new(&world);
     let guest = Guest::new(&world);

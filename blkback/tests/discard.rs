@@ -120,7 +120,7 @@ fn a_secure_discard_leaves_nothing_of_what_was_there() {
 }
 
 #[test]
-fn discards_that_lie() {
+fn malformed_discards() {
     let world = World::with_discards();
     let mut other = Bystander::new(&world);
     let guest = Guest::new(&world);

@@ -166,7 +166,7 @@ fn segments_in_several_index_pages_are_served() {
 }
 
 #[test]
-fn a_later_index_page_that_lies_is_one_error() {
+fn a_later_index_page_that_is_malformed_is_one_error() {
     Served::on_every_path(|served, segments| {
         for which in 0..3 {
             let refused = served.ask(TransferKind::Write, segments, |grefs, _| {

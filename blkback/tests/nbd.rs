@@ -318,7 +318,7 @@ fn a_disk_whose_server_is_gone_or_silent_is_taken_from_its_guest() {
 }
 
 #[test]
-fn a_server_that_lies_costs_its_guest_the_disk() {
+fn a_server_that_violates_the_protocol_costs_its_guest_the_disk() {
     let world = World::with(setup(Setup::default()));
     let guest = Guest::new(&world);
     let mut other = Bystander::new(&world);

@@ -1,6 +1,6 @@
 //! Backends of the driver domain's own disks that go and come back, and describe the disk differently than before.
 
-use crate::liar::{DISK, Liar, OFFER, THERE_AND_BACK};
+use crate::scripted_backend::{DISK, OFFER, ScriptedBackend, THERE_AND_BACK};
 use bulkhead_blkback_testkit::{Frontend, Guest, Setup, Style, World};
 use bulkhead_blkfront::PATIENCE;
 use bulkhead_ring::blkif::{Operation, Request, Status, TransferKind};
@@ -53,12 +53,12 @@ fn shown(world: &World) -> String {
 #[test]
 fn names_of_other_disks_are_told_in_part_and_escaped() {
     let world = world(1);
-    let mut liar = Liar::new(&world, &DISK);
+    let mut backend = ScriptedBackend::new(&world, &DISK);
     let _disk = guest(&world);
     let name = format!("\n[0.0] all is well\u{1b}[2J{}", "x".repeat(3000));
-    liar.offer_again(&OFFER);
-    liar.connect();
-    liar.say(&with("params", &name), XenbusState::Connected);
+    backend.offer_again(&OFFER);
+    backend.connect();
+    backend.say(&with("params", &name), XenbusState::Connected);
     let lines = lines(&world);
     let told = lines
         .iter()
@@ -81,12 +81,12 @@ fn names_of_other_disks_are_told_in_part_and_escaped() {
 #[test]
 fn what_becomes_of_requests_to_a_silent_backend_is_told_as_it_is() {
     let world = world(1);
-    let mut liar = Liar::new(&world, &DISK);
+    let mut backend = ScriptedBackend::new(&world, &DISK);
     let mut disk = guest(&world);
     disk.link().push_read(0, 8);
     disk.link().kick();
     world.wait(THERE_AND_BACK);
-    let read = liar.take();
+    let read = backend.take();
     world.wait(PATIENCE + Duration::from_secs(2));
     let journal = world.journal();
     let told = |line: &&String| line.contains("has not answered 1 request(s) in time: ");
@@ -95,23 +95,23 @@ fn what_becomes_of_requests_to_a_silent_backend_is_told_as_it_is() {
     assert!(told[0].ends_with("the rest is waited for"), "{told:?}");
     // So it is.
     assert_eq!(disk.link().collect(), []);
-    liar.answer(&read.response(Status::Okay));
+    backend.answer(&read.response(Status::Okay));
     assert_eq!(disk.link().collect()[0].status, Status::Okay);
 }
 
 #[test]
 fn a_backend_that_comes_and_goes_all_the_time_is_connected_to_at_a_bounded_rate() {
     let world = world(1);
-    let mut liar = Liar::new(&world, &DISK);
+    let mut backend = ScriptedBackend::new(&world, &DISK);
     let _disk = guest(&world);
     let mut connections = 0;
     // For three minutes.
     for _ in 0..360 {
-        liar.offer_again(&OFFER);
-        if liar.frontend() == Some(XenbusState::Initialised) {
-            liar.connect();
-            liar.say(&DISK, XenbusState::Connected);
-            connections += u32::from(liar.frontend() == Some(XenbusState::Connected));
+        backend.offer_again(&OFFER);
+        if backend.frontend() == Some(XenbusState::Initialised) {
+            backend.connect();
+            backend.say(&DISK, XenbusState::Connected);
+            connections += u32::from(backend.frontend() == Some(XenbusState::Connected));
         }
         world.wait(Duration::from_millis(300));
     }
@@ -121,19 +121,19 @@ fn a_backend_that_comes_and_goes_all_the_time_is_connected_to_at_a_bounded_rate(
     assert!(lines.len() < 60, "{} lines: {lines:#?}", lines.len());
     // It is not shut out.
     world.wait(Duration::from_secs(60));
-    assert_eq!(liar.frontend(), Some(XenbusState::Initialised));
+    assert_eq!(backend.frontend(), Some(XenbusState::Initialised));
     world.no_mistakes();
 }
 
 #[test]
 fn a_backend_that_changes_its_size_all_the_time_is_followed_at_a_bounded_rate() {
     let world = world(1);
-    let liar = Liar::new(&world, &DISK);
+    let backend = ScriptedBackend::new(&world, &DISK);
     let disk = guest(&world);
     // For three minutes.
     for sectors in 257..617 {
         let sectors = format!("{sectors}");
-        liar.say(&[("sectors", &sectors)], XenbusState::Connected);
+        backend.say(&[("sectors", &sectors)], XenbusState::Connected);
         world.wait(Duration::from_millis(500));
     }
     let lines = lines(&world);
@@ -148,59 +148,64 @@ fn a_backend_that_changes_its_size_all_the_time_is_followed_at_a_bounded_rate() 
 #[test]
 fn a_backend_that_writes_its_state_all_the_time_has_it_read_at_a_bounded_rate() {
     let world = world(1);
-    let liar = Liar::new(&world, &DISK);
+    let backend = ScriptedBackend::new(&world, &DISK);
     let sent = || world.sim.store().request_count(world.storage.id());
     let before = sent();
     // For half a minute.
     for _ in 0..3000 {
-        liar.say(&[("info", "0")], XenbusState::Connected);
+        backend.say(&[("info", "0")], XenbusState::Connected);
         world.wait(Duration::from_millis(10));
     }
     let messages = sent() - before;
     assert!(messages < 3000, "{messages}");
     // It is listened to.
-    liar.say(&[], XenbusState::Closing);
+    backend.say(&[], XenbusState::Closing);
     world.wait(Duration::from_secs(5));
-    assert_eq!(liar.frontend(), Some(XenbusState::Closed));
+    assert_eq!(backend.frontend(), Some(XenbusState::Closed));
 }
 
 #[test]
 fn a_backend_with_smaller_limits_than_the_one_before_it_is_told_nothing_of_the_old_rings() {
     let world = world(2);
-    let mut liar = Liar::offering(&world, &LARGE);
+    let mut backend = ScriptedBackend::offering(&world, &LARGE);
     // The largest rings, and one for each vCPU.
-    assert_eq!(liar.published("ring-page-order").as_deref(), Some("4"));
+    assert_eq!(backend.published("ring-page-order").as_deref(), Some("4"));
     assert_eq!(
-        liar.published("multi-queue-num-queues").as_deref(),
+        backend.published("multi-queue-num-queues").as_deref(),
         Some("2")
     );
     for queue in 0..2 {
         assert!(
-            liar.published(&format!("queue-{queue}/event-channel"))
+            backend
+                .published(&format!("queue-{queue}/event-channel"))
                 .is_some()
         );
         assert!(
-            liar.published(&format!("queue-{queue}/ring-ref15"))
+            backend
+                .published(&format!("queue-{queue}/ring-ref15"))
                 .is_some()
         );
-        assert_eq!(liar.published(&format!("queue-{queue}/ring-ref16")), None);
+        assert_eq!(
+            backend.published(&format!("queue-{queue}/ring-ref16")),
+            None
+        );
     }
-    assert_eq!(liar.published("queue-2/event-channel"), None);
-    liar.connect();
-    liar.say(&DISK, XenbusState::Connected);
-    assert_eq!(liar.frontend(), Some(XenbusState::Connected));
-    liar.offer_again(&SMALL);
-    assert_eq!(liar.frontend(), Some(XenbusState::Initialised));
-    assert_eq!(liar.published("ring-page-order"), None);
-    assert_eq!(liar.published("multi-queue-num-queues"), None);
-    liar.connect();
-    liar.say(&DISK, XenbusState::Connected);
+    assert_eq!(backend.published("queue-2/event-channel"), None);
+    backend.connect();
+    backend.say(&DISK, XenbusState::Connected);
+    assert_eq!(backend.frontend(), Some(XenbusState::Connected));
+    backend.offer_again(&SMALL);
+    assert_eq!(backend.frontend(), Some(XenbusState::Initialised));
+    assert_eq!(backend.published("ring-page-order"), None);
+    assert_eq!(backend.published("multi-queue-num-queues"), None);
+    backend.connect();
+    backend.say(&DISK, XenbusState::Connected);
     let mut disk = guest(&world);
     disk.link().push_read(0, 8);
     disk.link().kick();
     world.wait(THERE_AND_BACK);
-    let read = liar.take();
-    liar.answer(&read.response(Status::Okay));
+    let read = backend.take();
+    backend.answer(&read.response(Status::Okay));
     assert_eq!(disk.link().collect()[0].status, Status::Okay);
     world.no_mistakes();
 }
@@ -208,24 +213,24 @@ fn a_backend_with_smaller_limits_than_the_one_before_it_is_told_nothing_of_the_o
 #[test]
 fn nonsense_that_a_connected_backend_says_is_told() {
     let world = world(1);
-    let liar = Liar::new(&world, &DISK);
+    let backend = ScriptedBackend::new(&world, &DISK);
     let disk = guest(&world);
     for _ in 0..2 {
-        liar.say(&[("sectors", "many")], XenbusState::Connected);
+        backend.say(&[("sectors", "many")], XenbusState::Connected);
     }
     let lines = lines(&world);
     let told = |line: &&String| line.contains("the backend's sectors is \"many\"");
     assert_eq!(lines.iter().filter(told).count(), 1, "{lines:#?}");
     assert_eq!(disk.backend_node("sectors").as_deref(), Some("256"));
-    assert_eq!(liar.frontend(), Some(XenbusState::Connected));
+    assert_eq!(backend.frontend(), Some(XenbusState::Connected));
 }
 
 /// The backend is connected, and says these things of its disk.
-fn connect(liar: &mut Liar<'_>, nodes: &[(&str, &str)]) {
-    assert_eq!(liar.frontend(), Some(XenbusState::Initialised));
-    liar.connect();
-    liar.say(nodes, XenbusState::Connected);
-    assert_eq!(liar.frontend(), Some(XenbusState::Connected));
+fn connect(backend: &mut ScriptedBackend<'_>, nodes: &[(&str, &str)]) {
+    assert_eq!(backend.frontend(), Some(XenbusState::Initialised));
+    backend.connect();
+    backend.say(nodes, XenbusState::Connected);
+    assert_eq!(backend.frontend(), Some(XenbusState::Connected));
 }
 
 /// Has both queues of a guest ask for a write, a barrier and another write. Returns the number of requests.
@@ -261,8 +266,8 @@ fn sector(request: &Request) -> Option<u64> {
 #[test]
 fn what_queues_were_asked_that_a_backend_does_not_take_any_more_is_asked_on_the_others() {
     let world = world(2);
-    let mut liar = Liar::offering(&world, &LARGE);
-    connect(&mut liar, &DISK);
+    let mut backend = ScriptedBackend::offering(&world, &LARGE);
+    connect(&mut backend, &DISK);
     let style = Style {
         queues: 2,
         ..Style::default()
@@ -271,24 +276,24 @@ fn what_queues_were_asked_that_a_backend_does_not_take_any_more_is_asked_on_the_
     let mut disk = disk.styled(style).connected();
     let asked = ask_on_both(&mut disk);
     // The other queue's is on a ring that nobody looks at.
-    let first = sector(&liar.take());
-    assert_eq!(liar.take_next(), None);
+    let first = sector(&backend.take());
+    assert_eq!(backend.take_next(), None);
 
-    liar.offer_again(&SMALL);
-    assert_eq!(liar.published("multi-queue-num-queues"), None);
-    connect(&mut liar, &DISK);
+    backend.offer_again(&SMALL);
+    assert_eq!(backend.published("multi-queue-num-queues"), None);
+    connect(&mut backend, &DISK);
     assert!(!shown(&world).contains("given up"), "{:#?}", lines(&world));
     // Both have their first write on the ring, and hold back what is behind it.
-    let again = [liar.take(), liar.take()];
-    assert_eq!(liar.take_next(), None);
+    let again = [backend.take(), backend.take()];
+    assert_eq!(backend.take_next(), None);
     assert!(again.iter().any(|request| sector(request) == first));
     let mut order: Vec<_> = again.iter().map(sector).collect();
     again
         .iter()
-        .for_each(|request| liar.answer(&request.response(Status::Okay)));
-    while let Some(request) = liar.take_next() {
+        .for_each(|request| backend.answer(&request.response(Status::Okay)));
+    while let Some(request) = backend.take_next() {
         order.push(sector(&request));
-        liar.answer(&request.response(Status::Okay));
+        backend.answer(&request.response(Status::Okay));
     }
     for queue in 0..2 {
         let at = |sector: u64| {
@@ -309,20 +314,20 @@ fn what_queues_were_asked_that_a_backend_does_not_take_any_more_is_asked_on_the_
     assert_eq!(good_answers(&mut disk), asked);
 
     // One that takes more again has a ring for each.
-    liar.offer_again(&LARGE);
+    backend.offer_again(&LARGE);
     assert_eq!(
-        liar.published("multi-queue-num-queues").as_deref(),
+        backend.published("multi-queue-num-queues").as_deref(),
         Some("2")
     );
-    connect(&mut liar, &DISK);
+    connect(&mut backend, &DISK);
     ask_on_both(&mut disk);
-    liar.take();
-    assert_eq!(liar.take_next(), None, "of the other queue");
+    backend.take();
+    assert_eq!(backend.take_next(), None, "of the other queue");
     // And so on.
-    liar.offer_again(&SMALL);
-    connect(&mut liar, &DISK);
-    while let Some(request) = liar.take_next() {
-        liar.answer(&request.response(Status::Okay));
+    backend.offer_again(&SMALL);
+    connect(&mut backend, &DISK);
+    while let Some(request) = backend.take_next() {
+        backend.answer(&request.response(Status::Okay));
     }
     world.wait(THERE_AND_BACK);
     assert_eq!(good_answers(&mut disk), asked);
@@ -332,9 +337,9 @@ fn what_queues_were_asked_that_a_backend_does_not_take_any_more_is_asked_on_the_
 #[test]
 fn requests_are_cut_for_a_backend_with_a_smaller_ring_and_without_indirect_requests() {
     let world = world(1);
-    let mut liar = Liar::offering(&world, &LARGE);
+    let mut backend = ScriptedBackend::offering(&world, &LARGE);
     let indirect = [&DISK[..], &[("feature-max-indirect-segments", "32")]].concat();
-    connect(&mut liar, &indirect);
+    connect(&mut backend, &indirect);
     let mut disk = Guest::new(&world).attach("xvda", "vbd:xvda").connected();
     const READS: u64 = 12;
     const SECTORS: u64 = 256;
@@ -343,21 +348,21 @@ fn requests_are_cut_for_a_backend_with_a_smaller_ring_and_without_indirect_reque
     }
     disk.link().kick();
     world.wait(THERE_AND_BACK);
-    let first = liar.take();
+    let first = backend.take();
     assert!(
         matches!(first.operation, Operation::Indirect(_)),
         "{first:?}"
     );
 
-    liar.offer_again(&SMALL);
-    assert_eq!(liar.published("ring-page-order"), None);
+    backend.offer_again(&SMALL);
+    assert_eq!(backend.published("ring-page-order"), None);
     let direct = [&DISK[..], &[("feature-max-indirect-segments", "0")]].concat();
-    connect(&mut liar, &direct);
+    connect(&mut backend, &direct);
     // As many as the ring has slots.
-    let mut asked: Vec<_> = core::iter::from_fn(|| liar.take_next()).collect();
+    let mut asked: Vec<_> = core::iter::from_fn(|| backend.take_next()).collect();
     assert_eq!(asked.len(), 32);
     let mut sectors = 0;
-    while let Some(request) = asked.pop().or_else(|| liar.take_next()) {
+    while let Some(request) = asked.pop().or_else(|| backend.take_next()) {
         let Operation::Transfer(transfer) = &request.operation else {
             panic!("{request:?}");
         };
@@ -366,7 +371,7 @@ fn requests_are_cut_for_a_backend_with_a_smaller_ring_and_without_indirect_reque
             .iter()
             .map(|it| u64::from(it.sectors()))
             .sum::<u64>();
-        liar.answer(&request.response(Status::Okay));
+        backend.answer(&request.response(Status::Okay));
     }
     assert_eq!(sectors, READS * SECTORS);
     world.wait(THERE_AND_BACK);
@@ -375,16 +380,16 @@ fn requests_are_cut_for_a_backend_with_a_smaller_ring_and_without_indirect_reque
 }
 
 /// The toolstack detaches the disk, whose backend follows, and attaches that of another one.
-fn replaced<'w>(world: &'w World, mut liar: Liar<'w>) -> Liar<'w> {
-    toolstack::request_detach(&mut world.sim.store(), &liar.vbd);
+fn replaced<'w>(world: &'w World, mut backend: ScriptedBackend<'w>) -> ScriptedBackend<'w> {
+    toolstack::request_detach(&mut world.sim.store(), &backend.vbd);
     world.wait(Duration::from_secs(1));
-    assert_eq!(liar.frontend(), Some(XenbusState::Closed));
-    liar.ring = None;
-    liar.say(&[], XenbusState::Closed);
+    assert_eq!(backend.frontend(), Some(XenbusState::Closed));
+    backend.ring = None;
+    backend.say(&[], XenbusState::Closed);
     world.wait(Duration::from_secs(1));
-    toolstack::finish_detach(&mut world.sim.store(), &liar.vbd);
+    toolstack::finish_detach(&mut world.sim.store(), &backend.vbd);
     world.run();
-    let other = Liar::offering(world, &OFFER);
+    let other = ScriptedBackend::offering(world, &OFFER);
     world.wait(Duration::from_secs(1));
     other
 }
@@ -392,17 +397,17 @@ fn replaced<'w>(world: &'w World, mut liar: Liar<'w>) -> Liar<'w> {
 #[test]
 fn a_disk_is_detached_at_once_whose_backend_came_and_went_too_often() {
     let world = world(1);
-    let mut liar = Liar::new(&world, &DISK);
+    let mut backend = ScriptedBackend::new(&world, &DISK);
     let mut offers = 0;
-    while liar.frontend() != Some(XenbusState::Closed) {
+    while backend.frontend() != Some(XenbusState::Closed) {
         offers += 1;
         assert!(offers < 40, "its connections are not bounded");
-        liar.offer_again(&OFFER);
-        if liar.frontend() == Some(XenbusState::Initialised) {
-            connect(&mut liar, &DISK);
+        backend.offer_again(&OFFER);
+        if backend.frontend() == Some(XenbusState::Initialised) {
+            connect(&mut backend, &DISK);
         }
     }
-    let mut other = replaced(&world, liar);
+    let mut other = replaced(&world, backend);
     connect(&mut other, &DISK);
     world.no_mistakes();
 }
@@ -410,15 +415,15 @@ fn a_disk_is_detached_at_once_whose_backend_came_and_went_too_often() {
 #[test]
 fn a_disk_is_detached_at_once_whose_size_changed_too_often() {
     let world = world(1);
-    let liar = Liar::new(&world, &DISK);
+    let backend = ScriptedBackend::new(&world, &DISK);
     for sectors in 257..280 {
         let sectors = format!("{sectors}");
-        liar.say(&[("sectors", &sectors)], XenbusState::Connected);
+        backend.say(&[("sectors", &sectors)], XenbusState::Connected);
         world.wait(Duration::from_secs(1));
     }
     let told = |line: &String| line.contains(": now ");
     assert!(lines(&world).into_iter().filter(told).count() < 20);
-    let mut other = replaced(&world, liar);
+    let mut other = replaced(&world, backend);
     connect(&mut other, &DISK);
     world.no_mistakes();
 }

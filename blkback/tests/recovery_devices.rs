@@ -256,7 +256,7 @@ fn a_controller_that_does_not_stop_ends_the_domain() {
 /// A controller says that it has stopped, and writes on. The IOMMU lets it reach no page of a guest that the next boot has
 /// not mapped for it itself, and none of this domain that was not named to it.
 #[test]
-fn a_controller_that_lies_reaches_no_page_of_before() {
+fn a_controller_that_violates_the_protocol_reaches_no_page_of_before() {
     let world = nvme_world(Setup::on_path(DataPath::Map));
     let guest = Guest::with_memory(&world, 2048);
     let mut disk = guest.attach("xvda", NVME).connected();

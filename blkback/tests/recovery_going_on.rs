@@ -1,7 +1,7 @@
 //! A driver domain that crashes and goes on with the rings of its own disks, whose backend stays connected, or does not.
 
-use super::liar::{DISK, Liar, THERE_AND_BACK};
 use super::recovery::{collect_all, held, push_writes};
+use super::scripted_backend::{DISK, ScriptedBackend, THERE_AND_BACK};
 use bulkhead_blkback_testkit::{
     Crash, Frontend, Guest, Lower, Random, Setup, Style, World, content,
 };
@@ -233,7 +233,7 @@ fn a_request_of_before_that_a_backend_takes_late_names_no_page_of_now() {
             grant_entries: 4096,
             ..Setup::default()
         });
-        let mut first = Liar::new(&world, &DISK);
+        let mut first = ScriptedBackend::new(&world, &DISK);
         let mut second = first.beside("xvdb", &DISK);
         let guest = Guest::with_memory(&world, 4096);
         let mut disk = connected(&guest, "xvda", "vbd:xvda");

@@ -1,6 +1,6 @@
 //! The requests that reach the backend of a disk of the driver domain's own, as that backend sees them.
 
-use crate::liar::{DISK, Liar, OFFER, THERE_AND_BACK};
+use crate::scripted_backend::{DISK, OFFER, ScriptedBackend, THERE_AND_BACK};
 use bulkhead_blkback_testkit::{Frontend, Guest, Setup, World};
 use bulkhead_ring::blkif::{
     BlkifSector, Discard, Operation, Request, RequestId, Status, Transfer, TransferKind,
@@ -15,27 +15,27 @@ fn world() -> World {
 }
 
 /// Returns a guest's disk on that of a backend that publishes these nodes, too.
-fn disk_of<'w>(world: &'w World, nodes: &[(&str, &str)]) -> (Liar<'w>, Frontend<'w>) {
+fn disk_of<'w>(world: &'w World, nodes: &[(&str, &str)]) -> (ScriptedBackend<'w>, Frontend<'w>) {
     let other = |name: &str| nodes.iter().all(|(changed, _)| *changed != name);
     let others = DISK.iter().filter(|(name, _)| other(name));
     let said: Vec<_> = others.chain(nodes).copied().collect();
-    let liar = Liar::new(world, &said);
+    let backend = ScriptedBackend::new(world, &said);
     let disk = Guest::new(world).attach("xvda", "vbd:xvda").connected();
-    (liar, disk)
+    (backend, disk)
 }
 
 /// Has a guest ask for something. Returns the request that reaches the backend, which answers so, and what the guest
 /// learns.
 fn asked(
-    (liar, disk): (&mut Liar<'_>, &mut Frontend<'_>),
+    (backend, disk): (&mut ScriptedBackend<'_>, &mut Frontend<'_>),
     ask: impl FnOnce(&mut Frontend<'_>),
     status: Status,
 ) -> (Request, Status) {
     ask(disk);
     disk.link().kick();
     disk.world.wait(THERE_AND_BACK);
-    let request = liar.take();
-    liar.answer(&request.response(status));
+    let request = backend.take();
+    backend.answer(&request.response(status));
     let answers = disk.link().collect();
     assert_eq!(answers.len(), 1, "{:#?}", disk.world.journal());
     (request, answers[0].status)
@@ -59,11 +59,11 @@ fn discard(secure: bool) -> Discard {
 fn a_secure_discard_is_a_secure_one_below_and_another_is_not() {
     let world = world();
     let nodes = [("feature-discard", "1"), ("discard-secure", "1")];
-    let (mut liar, mut disk) = disk_of(&world, &nodes);
+    let (mut backend, mut disk) = disk_of(&world, &nodes);
     assert_eq!(disk.backend_node("discard-secure").as_deref(), Some("1"));
     for secure in [true, false] {
         let ask = |disk: &mut Frontend<'_>| push_discard(disk, discard(secure));
-        let (request, status) = asked((&mut liar, &mut disk), ask, Status::Okay);
+        let (request, status) = asked((&mut backend, &mut disk), ask, Status::Okay);
         assert_eq!(request.operation, Operation::Discard(discard(secure)));
         assert_eq!(status, Status::Okay);
     }
@@ -74,7 +74,7 @@ fn a_secure_discard_is_a_secure_one_below_and_another_is_not() {
 fn a_flush_is_an_empty_barrier_where_the_backend_has_nothing_else() {
     let world = world();
     let nodes = [("feature-flush-cache", "0"), ("feature-barrier", "1")];
-    let (mut liar, mut disk) = disk_of(&world, &nodes);
+    let (mut backend, mut disk) = disk_of(&world, &nodes);
     assert_eq!(
         disk.backend_node("feature-flush-cache").as_deref(),
         Some("1")
@@ -90,7 +90,7 @@ fn a_flush_is_an_empty_barrier_where_the_backend_has_nothing_else() {
         let flush = |disk: &mut Frontend<'_>| {
             disk.link().push_flush();
         };
-        let (request, learned) = asked((&mut liar, &mut disk), flush, status);
+        let (request, learned) = asked((&mut backend, &mut disk), flush, status);
         assert_eq!(request.operation, empty);
         assert_eq!(learned, status);
     }
@@ -99,13 +99,13 @@ fn a_flush_is_an_empty_barrier_where_the_backend_has_nothing_else() {
 #[test]
 fn sectors_of_4096_bytes_are_asked_for_as_a_whole() {
     let world = world();
-    let (mut liar, mut disk) = disk_of(&world, &[("sector-size", "4096")]);
+    let (mut backend, mut disk) = disk_of(&world, &[("sector-size", "4096")]);
     assert_eq!(disk.backend_node("sector-size").as_deref(), Some("4096"));
     assert_eq!(disk.backend_node("sectors").as_deref(), Some("256"));
     let read = |disk: &mut Frontend<'_>| {
         disk.link().push_read(16, 8);
     };
-    let (request, status) = asked((&mut liar, &mut disk), read, Status::Okay);
+    let (request, status) = asked((&mut backend, &mut disk), read, Status::Okay);
     let Operation::Transfer(Transfer {
         kind,
         sector,
@@ -123,7 +123,7 @@ fn sectors_of_4096_bytes_are_asked_for_as_a_whole() {
         disk.link().kick();
         world.wait(THERE_AND_BACK);
         assert_eq!(disk.link().collect()[0].status, Status::Error);
-        assert_eq!(liar.take_next(), None);
+        assert_eq!(backend.take_next(), None);
     }
 }
 
@@ -131,24 +131,24 @@ fn sectors_of_4096_bytes_are_asked_for_as_a_whole() {
 fn a_backend_that_comes_back_without_discard_is_not_asked_for_any() {
     let world = world();
     let nodes = [("feature-discard", "1"), ("discard-secure", "1")];
-    let (mut liar, mut disk) = disk_of(&world, &nodes);
-    let again = |liar: &mut Liar<'_>, nodes: &[(&str, &str)]| {
-        liar.offer_again(&OFFER);
-        liar.connect();
-        liar.say(nodes, XenbusState::Connected);
+    let (mut backend, mut disk) = disk_of(&world, &nodes);
+    let again = |backend: &mut ScriptedBackend<'_>, nodes: &[(&str, &str)]| {
+        backend.offer_again(&OFFER);
+        backend.connect();
+        backend.say(nodes, XenbusState::Connected);
     };
-    again(&mut liar, &[("discard-secure", "0")]);
+    again(&mut backend, &[("discard-secure", "0")]);
     let plain = |disk: &mut Frontend<'_>| push_discard(disk, discard(false));
-    let (request, _) = asked((&mut liar, &mut disk), plain, Status::Okay);
+    let (request, _) = asked((&mut backend, &mut disk), plain, Status::Okay);
     assert_eq!(request.operation, Operation::Discard(discard(false)));
-    let refused = |liar: &mut Liar<'_>, disk: &mut Frontend<'_>, secure| {
+    let refused = |backend: &mut ScriptedBackend<'_>, disk: &mut Frontend<'_>, secure| {
         push_discard(disk, discard(secure));
         disk.link().kick();
         world.wait(THERE_AND_BACK);
-        assert_eq!(liar.take_next(), None);
+        assert_eq!(backend.take_next(), None);
         assert_eq!(disk.link().collect()[0].status, Status::NotSupported);
     };
-    refused(&mut liar, &mut disk, true);
-    again(&mut liar, &[("feature-discard", "0")]);
-    refused(&mut liar, &mut disk, false);
+    refused(&mut backend, &mut disk, true);
+    again(&mut backend, &[("feature-discard", "0")]);
+    refused(&mut backend, &mut disk, false);
 }

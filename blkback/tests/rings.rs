@@ -222,7 +222,7 @@ fn more_index_pages_than_one_sweep_fetches() {
 }
 
 #[test]
-fn index_pages_that_lie() {
+fn malformed_index_pages() {
     for (path, persistent) in PATHS {
         let world = World::on_path(path);
         let mut other = Bystander::new(&world);

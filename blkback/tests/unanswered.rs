@@ -1,6 +1,6 @@
 //! Backends of the driver domain's own disks that have requests of guests that are gone: they may do them late.
 
-use crate::liar::{DISK, Liar, THERE_AND_BACK};
+use crate::scripted_backend::{DISK, ScriptedBackend, THERE_AND_BACK};
 use crate::silent_stores::{cannot_connect_again, close};
 use bulkhead_blkback_testkit::{Frontend, Guest, Setup, World};
 use bulkhead_ring::blkif::{Operation, Request, Status};
@@ -27,13 +27,13 @@ fn destroy(world: &World, guest: &Guest<'_>, vbd: &Vbd) {
 /// Returns a guest's request that the backend has.
 fn ask<'w>(
     disk: &mut Frontend<'w>,
-    liar: &mut Liar<'w>,
+    backend: &mut ScriptedBackend<'w>,
     push: impl Fn(&mut Frontend<'w>),
 ) -> Request {
     push(disk);
     disk.link().kick();
     disk.world.wait(THERE_AND_BACK);
-    liar.take()
+    backend.take()
 }
 
 fn write(disk: &mut Frontend<'_>) {
@@ -44,20 +44,20 @@ fn write(disk: &mut Frontend<'_>) {
 #[test]
 fn a_disk_is_not_given_to_another_guest_while_its_backend_has_a_write() {
     let world = world();
-    let mut liar = Liar::new(&world, &DISK);
+    let mut backend = ScriptedBackend::new(&world, &DISK);
     let guest = Guest::new(&world);
     let mut disk = guest.attach("xvda", "vbd:xvda").connected();
-    let first = ask(&mut disk, &mut liar, write);
+    let first = ask(&mut disk, &mut backend, write);
     destroy(&world, &guest, &disk.vbd);
     let refused = Guest::new(&world).attach("xvda", "vbd:xvda");
     let problem = refused.problem().expect("the backend has a write");
     assert!(problem.contains("open for writing by vbd"), "{problem}");
     world.wait_for_removal();
     toolstack::finish_detach(&mut world.sim.store(), &refused.vbd);
-    liar.answer(&first.response(Status::Okay));
+    backend.answer(&first.response(Status::Okay));
     let mut disk = Guest::new(&world).attach("xvda", "vbd:xvda").connected();
-    let second = ask(&mut disk, &mut liar, write);
-    liar.answer(&second.response(Status::Okay));
+    let second = ask(&mut disk, &mut backend, write);
+    backend.answer(&second.response(Status::Okay));
     assert_eq!(disk.link().collect()[0].status, Status::Okay);
     disk.detach();
     world.no_mistakes();
@@ -66,10 +66,10 @@ fn a_disk_is_not_given_to_another_guest_while_its_backend_has_a_write() {
 #[test]
 fn a_frontend_does_not_connect_again_before_its_backend_has_answered() {
     let world = world();
-    let mut liar = Liar::new(&world, &DISK);
+    let mut backend = ScriptedBackend::new(&world, &DISK);
     let guest = Guest::with_memory(&world, 4096);
     let mut disk = guest.attach("xvda", "vbd:xvda").connected();
-    let first = ask(&mut disk, &mut liar, write);
+    let first = ask(&mut disk, &mut backend, write);
     close(&mut disk);
     let granted = world.storage.grants_in_use();
     for _ in 0..10 {
@@ -77,7 +77,7 @@ fn a_frontend_does_not_connect_again_before_its_backend_has_answered() {
         disk.go(XenbusState::Closed);
     }
     assert_eq!(world.storage.grants_in_use(), granted);
-    liar.answer(&first.response(Status::Okay));
+    backend.answer(&first.response(Status::Okay));
     disk.forget();
     disk.go(XenbusState::Initialising);
     disk.connect();
@@ -91,18 +91,18 @@ fn a_frontend_does_not_connect_again_before_its_backend_has_answered() {
 #[test]
 fn a_frontend_does_not_connect_again_before_a_backend_that_is_gone_has_let_go() {
     let world = world();
-    let mut liar = Liar::new(&world, &DISK);
+    let mut backend = ScriptedBackend::new(&world, &DISK);
     let guest = Guest::with_memory(&world, 4096);
     let mut disk = guest.attach("xvda", "vbd:xvda").connected();
-    let first = ask(&mut disk, &mut liar, write);
+    let first = ask(&mut disk, &mut backend, write);
     let Operation::Transfer(transfer) = first.operation else {
         panic!("a write");
     };
     let data = [transfer.segments[0].gref()];
-    let data = liar.region.map_pages(world.storage.id(), &data);
+    let data = backend.region.map_pages(world.storage.id(), &data);
     let data = data.expect("room").expect("granted");
-    liar.ring = None;
-    liar.say(&[], XenbusState::Closed);
+    backend.ring = None;
+    backend.say(&[], XenbusState::Closed);
     world.wait(Duration::from_secs(1));
     close(&mut disk);
     cannot_connect_again(&mut disk);
@@ -117,7 +117,7 @@ fn a_frontend_does_not_connect_again_before_a_backend_that_is_gone_has_let_go() 
 #[test]
 fn tables_of_a_silent_disk_take_memory_once() {
     let world = world();
-    let mut liar = Liar::new(&world, &DISK);
+    let mut backend = ScriptedBackend::new(&world, &DISK);
     let try_once = || {
         let refused = Guest::new(&world).attach("xvda", "vbd:xvda/root");
         world.wait(Duration::from_secs(9));
@@ -138,11 +138,11 @@ fn tables_of_a_silent_disk_take_memory_once() {
     }
     assert_eq!(world.storage.grants_in_use(), granted);
     // It answers, and can be detached.
-    let read = liar.take();
-    assert!(liar.take_next().is_none());
-    liar.answer(&read.response(Status::Okay));
-    toolstack::request_detach(&mut world.sim.store(), &liar.vbd);
-    liar.say(&[], XenbusState::Closing);
-    assert_eq!(liar.frontend(), Some(XenbusState::Closed));
+    let read = backend.take();
+    assert!(backend.take_next().is_none());
+    backend.answer(&read.response(Status::Okay));
+    toolstack::request_detach(&mut world.sim.store(), &backend.vbd);
+    backend.say(&[], XenbusState::Closing);
+    assert_eq!(backend.frontend(), Some(XenbusState::Closed));
     world.no_mistakes();
 }

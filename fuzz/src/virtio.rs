@@ -124,7 +124,7 @@ fn control(world: &World, script: &mut Script<'_>) {
         7 => fake.decide(|_| Fate::Done),
         8 => {
             let (queue, head) = (script.below(2) as u16, script.number() as u32);
-            fake.lie(queue, head, script.number() as u32);
+            fake.violate(queue, head, script.number() as u32);
         }
         9 => fake.jump(script.below(2) as u16, script.number() as u16),
         10 => fake.change(|config| {

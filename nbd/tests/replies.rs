@@ -86,7 +86,7 @@ fn other_commands_may_be_answered_by_structured_replies_too() {
 }
 
 /// Has a server answer a read of two pages from 4096 on, beside other requests, by a reply that breaks the protocol.
-fn lie(structured: bool, mut fate: impl FnMut(&Seen) -> Fate + 'static, reason: &str) {
+fn violate(structured: bool, mut fate: impl FnMut(&Seen) -> Fate + 'static, reason: &str) {
     let world = World::new(Config {
         structured,
         ..Config::default()
@@ -139,24 +139,24 @@ fn lie(structured: bool, mut fate: impl FnMut(&Seen) -> Fate + 'static, reason: 
 }
 
 #[test]
-fn simple_replies_that_lie_cost_the_export() {
-    lie(false, |_| Fate::Misnamed(1 << 48), "which it does not have");
-    lie(false, |_| Fate::Misnamed(1 << 32), "which it does not have");
-    lie(false, |_| Fate::Misnamed(3 << 33), "which it does not have");
-    lie(false, |_| Fate::Misnamed(1), "which it does not have");
-    lie(
+fn simple_replies_that_violate_the_protocol_cost_the_export() {
+    violate(false, |_| Fate::Misnamed(1 << 48), "which it does not have");
+    violate(false, |_| Fate::Misnamed(1 << 32), "which it does not have");
+    violate(false, |_| Fate::Misnamed(3 << 33), "which it does not have");
+    violate(false, |_| Fate::Misnamed(1), "which it does not have");
+    violate(
         false,
         |_| Fate::Misnamed(u64::MAX),
         "which it does not have",
     );
-    lie(false, |_| Fate::Twice, "which it does not have");
-    lie(
+    violate(false, |_| Fate::Twice, "which it does not have");
+    violate(
         false,
         |_| Fate::Raw(vec![0; 16]),
         "a reply begins with 0x00000000",
     );
     // A structured reply where none were agreed to.
-    lie(
+    violate(
         false,
         |_| Fate::Parts(vec![Part::None]),
         "a reply begins with 0x668e33ef",
@@ -164,7 +164,7 @@ fn simple_replies_that_lie_cost_the_export() {
 }
 
 #[test]
-fn structured_replies_that_lie_cost_the_export() {
+fn structured_replies_that_violate_the_protocol_cost_the_export() {
     let parts: [(Vec<Part>, &str); 25] = [
         (vec![Part::None], "less data than was asked for"),
         (vec![Part::Data(4096, 8191)], "less data than was asked for"),
@@ -237,21 +237,21 @@ fn structured_replies_that_lie_cost_the_export() {
         ),
     ];
     for (parts, reason) in parts {
-        lie(true, move |_| Fate::Parts(parts.clone()), reason);
+        violate(true, move |_| Fate::Parts(parts.clone()), reason);
     }
-    lie(
+    violate(
         true,
         |_| Fate::Parts(vec![Part::Error(5); 17]),
         "errors without an end",
     );
-    lie(true, |_| Fate::Twice, "which it does not have");
-    lie(true, |_| Fate::Misnamed(1 << 32), "which it does not have");
+    violate(true, |_| Fate::Twice, "which it does not have");
+    violate(true, |_| Fate::Misnamed(1 << 32), "which it does not have");
     let simple = |seen: &Seen| {
         let mut bytes = vec![0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0];
         bytes.extend(seen.cookie.to_be_bytes());
         Fate::Raw(bytes)
     };
-    lie(true, simple, "a simple reply to a read");
+    violate(true, simple, "a simple reply to a read");
 }
 
 #[test]

@@ -3,10 +3,10 @@
 mod dhcp;
 mod left;
 mod leftovers;
-mod lies;
 mod lifecycle;
 mod names;
 mod neighbours;
 mod queues;
 mod resets;
 mod streams;
+mod violations;

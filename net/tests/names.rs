@@ -276,7 +276,7 @@ fn a_name_server_that_cannot_tell_is_followed_by_the_next_one() {
 }
 
 #[test]
-fn a_name_server_that_lies_gives_no_address() {
+fn a_name_server_that_violates_the_protocol_gives_no_address() {
     for manner in [
         Manner::OtherName,
         Manner::OtherQuestion,

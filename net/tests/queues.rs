@@ -1,6 +1,6 @@
 //! Interfaces with several queues.
 
-use bulkhead_net_testing::Forge;
+use bulkhead_net_testing::Violation;
 use bulkhead_net_testing::world::{TestStream, World, exchange, pattern};
 use bulkhead_stream::Stream;
 use bulkhead_xen::Reservation;
@@ -163,12 +163,15 @@ fn without_memory_for_more_there_is_one_queue() {
 
 #[test]
 fn a_breach_of_the_protocol_in_any_queue_is_noticed() {
-    for (lie, reason) in [
-        (Forge::RxIndex, "producer index 0x186a0"),
-        (Forge::RxEndless, "longer than any packet"),
+    for (violation, reason) in [
+        (Violation::RxIndex, "producer index 0x186a0"),
+        (Violation::RxEndless, "longer than any packet"),
         // The first queue sends from that page.
-        (Forge::TxId(0), "answered request 0, which"),
-        (Forge::TxNull, "answered details of a packet that had none"),
+        (Violation::TxId(0), "answered request 0, which"),
+        (
+            Violation::TxNull,
+            "answered details of a packet that had none",
+        ),
     ] {
         let world = World::with_queues("2", &["net-queues=2"]);
         let mut streams = two_streams(&world);
@@ -187,12 +190,12 @@ fn a_breach_of_the_protocol_in_any_queue_is_noticed() {
             stream.push();
             world.run();
         }
-        world.back.borrow_mut().lies_in = 1;
-        world.back.borrow_mut().lie(lie);
+        world.back.borrow_mut().violates_in = 1;
+        world.back.borrow_mut().violate(violation);
         world.run();
         let line = world.lines();
-        assert!(line.contains(", given up: "), "{lie:?}: {line}");
-        assert!(line.contains(reason), "{lie:?}: {line}");
+        assert!(line.contains(", given up: "), "{violation:?}: {line}");
+        assert!(line.contains(reason), "{violation:?}: {line}");
         world.back.borrow_mut().stalled = false;
         drop(streams);
         world.end();

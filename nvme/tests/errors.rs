@@ -81,16 +81,16 @@ fn a_part_that_fails_fails_the_request_once() {
 }
 
 #[test]
-fn a_controller_that_lies_is_reset_and_its_commands_are_sent_again() {
-    for lie in [Fate::Misnamed, Fate::Twice] {
+fn a_controller_that_violates_the_protocol_is_reset_and_its_commands_are_sent_again() {
+    for violation in [Fate::Misnamed, Fate::Twice] {
         let world = World::started(Config::default());
         let mut disk = world.open("nvme:03:00.0");
         let buffer = Buffer::new(&world, 8);
-        let mut lies = 1;
+        let mut violations = 1;
         world.fake.decide(move |command| {
-            lies -= 1;
-            match (command.dword(10), lies) {
-                (_, 0) => lie,
+            violations -= 1;
+            match (command.dword(10), violations) {
+                (_, 0) => violation,
                 _ => Fate::Held,
             }
         });
@@ -105,16 +105,20 @@ fn a_controller_that_lies_is_reset_and_its_commands_are_sent_again() {
         let mut tags: Vec<_> = disk.done.drain(..).collect();
         tags.sort_unstable_by_key(|(tag, _)| *tag);
         let expected: Vec<_> = (0..8).map(|tag| (tag, Ok(()))).collect();
-        assert_eq!(tags, expected, "{lie:?}");
+        assert_eq!(tags, expected, "{violation:?}");
         assert!(world.lines().contains(" 1 resets"), "{}", world.lines());
-        assert_eq!(disk.does(read(0), &buffer.whole(4096)), Ok(()), "{lie:?}");
+        assert_eq!(
+            disk.does(read(0), &buffer.whole(4096)),
+            Ok(()),
+            "{violation:?}"
+        );
         drop((disk, buffer));
         world.end();
     }
 }
 
 #[test]
-fn a_completion_of_the_past_is_a_lie_too() {
+fn a_completion_of_the_past_is_a_violation_too() {
     let world = World::started(Config::default());
     let mut disk = world.open("nvme:03:00.0");
     let buffer = Buffer::new(&world, 1);
@@ -135,7 +139,7 @@ fn a_completion_of_the_past_is_a_lie_too() {
 }
 
 #[test]
-fn a_controller_that_goes_on_lying_is_given_up() {
+fn a_controller_that_goes_on_violating_the_protocol_is_given_up() {
     let world = World::started(Config::default());
     let mut disk = world.open("nvme:03:00.0");
     let buffer = Buffer::new(&world, 1);

@@ -134,7 +134,7 @@ fn responses_lie_where_c_puts_them() {
 }
 
 #[test]
-fn requests_that_lie_are_answered_with_the_reason() {
+fn malformed_requests_are_answered_with_the_reason() {
     // Operation and second byte, third and fourth, first segment; what is wrong; the answer.
     let segment = |first, last| [3, 0, 0, 0, first, last];
     let bad = |number, first, last| Fault::Segment {

@@ -6,6 +6,6 @@ mod endings;
 mod files;
 mod fragments;
 mod identities;
-mod lies;
 mod rsa_keys;
+mod violations;
 mod world;

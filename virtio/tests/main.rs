@@ -2,7 +2,7 @@
 
 mod discards;
 mod interrupts;
-mod lies;
 mod lifecycle;
 mod requests;
 mod resets;
+mod violations;

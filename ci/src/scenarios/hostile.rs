@@ -101,27 +101,33 @@ fn hostile_frontends(testbed: &Testbed) -> Result<()> {
     let mut config = testbed.host.guest_config("liar", Kind::Pvh, &disks)?;
     config.ramdisk = None;
     config.memory = 128;
-    let mut liar = testbed.host.create_paused(&config)?;
+    let mut hostile = testbed.host.create_paused(&config)?;
     for (n, case) in CASES.iter().enumerate() {
         testbed.step(case.0);
-        lie(testbed, &storage, &liar, FIRST_DEVICE + 16 * n as u32, case)?;
+        violate(
+            testbed,
+            &storage,
+            &hostile,
+            FIRST_DEVICE + 16 * n as u32,
+            case,
+        )?;
     }
     write_verify::goes_on(&guest).context("the other guest was disturbed")?;
     write_verify::stop(&guest, keeping)?;
-    Domain::destroy_all([&mut liar, &mut *guest])?;
+    Domain::destroy_all([&mut hostile, &mut *guest])?;
     storage.shutdown()
 }
 
-fn lie(
+fn violate(
     testbed: &Testbed,
     storage: &Running,
-    liar: &Domain,
+    hostile: &Domain,
     device: u32,
     case: &Case,
 ) -> Result<()> {
     let &(what, nodes, reason) = case;
     let seen = storage.console_length();
-    let frontend = format!("/local/domain/{}/device/vbd/{device}", liar.id);
+    let frontend = format!("/local/domain/{}/device/vbd/{device}", hostile.id);
     let mut words: String = nodes
         .iter()
         .map(|(name, value)| format!(" {frontend}/{name} '{value}'"))
@@ -130,7 +136,7 @@ fn lie(
     testbed.host.ok(&format!("xenstore-write --{words}"))?;
     storage.expect_error(seen, reason, LIMIT)?;
 
-    let backend = storage.backend_path(liar, device);
+    let backend = storage.backend_path(hostile, device);
     // The log comes first, then the error node, then the state: Closing or Closed.
     let closing = format!(
         "for n in $(seq 100); do case $(xenstore-read {backend}/state) in 5|6) exit;; esac; sleep 0.1; done; exit 1"
@@ -143,7 +149,7 @@ fn lie(
     ))?;
     let node = errors
         .lines()
-        .find(|line| line.contains(&format!("/{}/{device}/", liar.id)));
+        .find(|line| line.contains(&format!("/{}/{device}/", hostile.id)));
     ensure!(
         node.is_some_and(|line| line.contains(reason)),
         "{what}: no error node names {reason:?}:\n{errors}"

@@ -3,7 +3,7 @@
 //! A guest uses that disk. Another guest uses another disk of the driver domain's own, whose backend behaves, and
 //! a third one a RAM image: neither may notice anything.
 
-mod liar;
+mod hostile_backend;
 
 use crate::heap;
 use bulkhead_blkback_testkit::{
@@ -13,7 +13,7 @@ use bulkhead_blkfront::PATIENCE;
 use bulkhead_ring::blkif::{BlkifSector, Discard, Opcode, Operation, Request, Status};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
 use bulkhead_xenbus::XenbusState;
-use liar::{Conduct, DATA, Liar};
+use hostile_backend::{Behaviour, DATA, HostileBackend};
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ pub fn blkfront(script: &[u8]) {
     let mut neighbour = Neighbour::new(&world);
     let mut bystander = Bystander::new(&world);
     let mut stage = Stage {
-        liar: Liar::new(&world),
+        backend: HostileBackend::new(&world),
         guest: Guest::with_memory(&world, 4096),
         world: &world,
         disk: None,
@@ -53,7 +53,7 @@ pub fn blkfront(script: &[u8]) {
         secrets: neighbour.marks(),
     };
     if setting & 2 == 0 {
-        stage.liar.behave();
+        stage.backend.behave();
         stage.attach();
     }
     while !script.is_empty() {
@@ -139,7 +139,7 @@ impl Marks {
 /// The scripted backend, and the guest that uses its disk.
 struct Stage<'w> {
     world: &'w World,
-    liar: Liar<'w>,
+    backend: HostileBackend<'w>,
     guest: Guest<'w>,
     /// The guest's disk, and whether it is connected.
     disk: Option<(Frontend<'w>, bool)>,
@@ -158,15 +158,15 @@ impl Stage<'_> {
             4 => self.take_away(),
             5..7 => self.serve_all(),
             7 => _ = self.serve(script.below(8)),
-            8 => self.liar.answer(script),
-            9 => self.liar.damage(script),
-            10 => self.liar.notify(),
-            11 => self.liar.say(script),
-            12 => self.liar.connect(),
-            13 => self.liar.let_go(),
+            8 => self.backend.answer(script),
+            9 => self.backend.damage(script),
+            10 => self.backend.notify(),
+            11 => self.backend.say(script),
+            12 => self.backend.connect(),
+            13 => self.backend.let_go(),
             14 => _ = world.run(),
             15 => world.wait(Duration::from_millis(script.number() % 7000)),
-            18 => _ = toolstack::request_detach(&mut world.sim.store(), &self.liar.vbd),
+            18 => _ = toolstack::request_detach(&mut world.sim.store(), &self.backend.vbd),
             _ => self.replace(script),
         }
         self.look();
@@ -175,7 +175,8 @@ impl Stage<'_> {
     /// Has the backend take all requests, and answer `most` of them on each ring. Returns whether it answered any.
     fn serve(&mut self, most: usize) -> bool {
         let secrets = &self.secrets;
-        self.liar.serve(most, |bytes| secrets.assert_none_in(bytes))
+        self.backend
+            .serve(most, |bytes| secrets.assert_none_in(bytes))
     }
 
     /// Has the backend answer everything. Unless it may have done anything to its rings, no request of the guest is in
@@ -189,7 +190,7 @@ impl Stage<'_> {
             }
         }
         if let Some((disk, true)) = &mut self.disk
-            && self.liar.conduct < Conduct::Anything
+            && self.backend.behaviour < Behaviour::Anything
         {
             let journal = || self.world.journal().join("\n");
             assert_eq!(disk.link().outstanding(), 0, "requests wait: {}", journal());
@@ -240,7 +241,7 @@ impl Stage<'_> {
     /// Takes the guest's responses, and checks that they are valid and hold no bytes of the neighbour's disk.
     fn look(&mut self) {
         if let Some((disk, true)) = &mut self.disk {
-            look(disk.link(), &self.secrets, self.liar.conduct);
+            look(disk.link(), &self.secrets, self.backend.behaviour);
         }
     }
 
@@ -261,10 +262,13 @@ impl Stage<'_> {
         toolstack::finish_detach(&mut world.sim.store(), &disk.vbd);
         world.run();
         for mut link in disk.forget() {
-            look(&mut link, &self.secrets, self.liar.conduct);
+            look(&mut link, &self.secrets, self.backend.behaviour);
             link.let_go();
             if link.is_mapped() {
-                assert!(self.liar.may_have_requests(), "no backend has any request");
+                assert!(
+                    self.backend.may_have_requests(),
+                    "no backend has any request"
+                );
                 self.mapped.push(link);
             } else {
                 link.take_down();
@@ -274,22 +278,22 @@ impl Stage<'_> {
 
     /// Destroys the backend's domain, and makes another one, which may do nothing.
     fn replace(&mut self, script: &mut Script<'_>) {
-        self.liar.destroy();
+        self.backend.destroy();
         self.world
             .wait(Duration::from_millis(script.number() % 7000));
         // The driver domain may have held the last responses to the guest back, to send several with one notification.
         self.world.wait(THERE_AND_BACK);
         self.look();
-        self.liar = Liar::new(self.world);
+        self.backend = HostileBackend::new(self.world);
         if script.below(4) > 0 {
-            self.liar.behave();
+            self.backend.behave();
         }
     }
 
     /// Destroys the backend for good, and checks that the driver domain answers every request within [`PATIENCE`] and
     /// releases everything of the guest.
     fn end(mut self) {
-        self.liar.destroy();
+        self.backend.destroy();
         self.world.wait(PATIENCE + LIBXL_WAITS);
         self.look();
         if let Some((disk, true)) = &mut self.disk {
@@ -309,14 +313,14 @@ impl Stage<'_> {
     }
 }
 
-fn look(link: &mut Link, secrets: &Marks, conduct: Conduct) {
+fn look(link: &mut Link, secrets: &Marks, behaviour: Behaviour) {
     for answer in link.collect() {
         assert!(!matches!(answer.status, Status::Other(_)), "{answer:?}");
         secrets.assert_none_in(&answer.data);
         let read = answer.operation == Opcode::READ && answer.status == Status::Okay;
         let right = answer.data.iter().all(|byte| *byte == DATA);
         assert!(
-            !read || right || conduct > Conduct::Good,
+            !read || right || behaviour > Behaviour::Good,
             "what the backend has"
         );
     }

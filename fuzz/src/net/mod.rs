@@ -49,7 +49,7 @@ pub fn net(script: &[u8]) {
     let world = World::of(offered, words, || 0);
     world.names.borrow_mut().set("storage", &["10.0.0.2"]);
     world.dhcp.borrow_mut().answers = true;
-    let (mut connecting, mut has_lied) = (Vec::new(), false);
+    let (mut connecting, mut has_violated) = (Vec::new(), false);
     while !script.is_empty() {
         match script.below(18) {
             0 => world.wait(Duration::from_millis(script.number() % 5000)),
@@ -58,7 +58,7 @@ pub fn net(script: &[u8]) {
             3 | 4 => connect(&world, &mut connecting, &mut script),
             5..8 => mangle(&world, &mut script),
             8..11 => inject(&world, &mut script),
-            11 => has_lied |= lie(&world, &mut script),
+            11 => has_violated |= violate(&world, &mut script),
             12 => {
                 let mut back = world.back.borrow_mut();
                 back.stalled = !back.stalled;
@@ -67,7 +67,7 @@ pub fn net(script: &[u8]) {
             14 => world.back.borrow().set_state(&world.sim, "5"),
             16 => {
                 let mut back = world.back.borrow_mut();
-                (back.scatters, back.lies_in) = (script.below(2) == 0, script.below(4));
+                (back.scatters, back.violates_in) = (script.below(2) == 0, script.below(4));
             }
             17 => {
                 let mut back = world.back.borrow_mut();
@@ -77,7 +77,7 @@ pub fn net(script: &[u8]) {
             _ => world.peer.borrow_mut().reset(),
         }
     }
-    end(world, connecting, has_lied);
+    end(world, connecting, has_violated);
 }
 
 /// A connection and its transfer: `Some` once it has ended, or failed.
@@ -197,7 +197,7 @@ fn inject(world: &World, script: &mut Script<'_>) {
 
 /// Has the backend put responses or indices into the rings that may break the protocol. Returns whether the domain may
 /// give the interface up for it.
-fn lie(world: &World, script: &mut Script<'_>) -> bool {
+fn violate(world: &World, script: &mut Script<'_>) -> bool {
     let mut back = world.back.borrow_mut();
     if !back.is_connected() {
         return false;
@@ -267,7 +267,7 @@ fn serve(world: &World, script: &mut Script<'_>) {
 }
 
 /// Puts backend and network in order, and checks that an interface that was not given up carries data.
-fn end(world: World, connecting: Vec<Connecting>, has_lied: bool) {
+fn end(world: World, connecting: Vec<Connecting>, has_violated: bool) {
     *world.mangle.borrow_mut() = None;
     {
         let mut back = world.back.borrow_mut();
@@ -296,7 +296,7 @@ fn end(world: World, connecting: Vec<Connecting>, has_lied: bool) {
     world.peer.borrow_mut().reset();
     let line = world.lines();
     if line.contains("given up") {
-        assert!(has_lied, "{line}");
+        assert!(has_violated, "{line}");
         assert_eq!(
             world.try_connect("10.0.0.2:7").err(),
             Some(ConnectError::NoNetwork)

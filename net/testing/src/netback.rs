@@ -3,10 +3,10 @@
 mod checksums;
 mod connection;
 mod flows;
-mod lies;
 mod packets;
+mod violations;
 
-pub use lies::Forge;
+pub use violations::Violation;
 
 use crate::peer::Frame;
 use bulkhead_ring::netif::{NetifRx, NetifTx, RxRequest};
@@ -61,7 +61,7 @@ pub struct NetBack {
     /// True if it puts each packet into another queue than the last one, of whatever connection it is.
     pub scatters: bool,
     /// The queue in which it breaks the protocol: the last one, if there are fewer.
-    pub lies_in: usize,
+    pub violates_in: usize,
     /// The most queues that it takes, whatever it says.
     pub takes_queues: usize,
     scattered: usize,
@@ -104,7 +104,7 @@ impl NetBack {
             queues: Vec::new(),
             flows: HashMap::new(),
             scatters: false,
-            lies_in: 0,
+            violates_in: 0,
             takes_queues: MOST_QUEUES,
             scattered: 0,
             spoiled: false,

@@ -12,7 +12,7 @@ impl Device {
     pub fn admin(&mut self, command: &Command) {
         self.admin_seen.push(*command);
         let fate = (self.admin_fate)(command);
-        self.lied |= matches!(fate, Fate::Twice | Fate::Misnamed);
+        self.violates |= matches!(fate, Fate::Twice | Fate::Misnamed);
         match fate {
             Fate::Held | Fate::Lost => {}
             Fate::Failed(status) => self.complete(0, command.id(), 0, status),

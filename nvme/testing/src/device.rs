@@ -197,7 +197,7 @@ pub struct Device {
     pub doorbells: u64,
     pub interrupts: u64,
     /// It has completed what it should not have.
-    pub lied: bool,
+    pub violates: bool,
 }
 
 impl Device {
@@ -228,7 +228,7 @@ impl Device {
             admin_seen: Vec::new(),
             doorbells: 0,
             interrupts: 0,
-            lied: false,
+            violates: false,
         }
     }
 
@@ -319,7 +319,7 @@ impl Device {
     fn io(&mut self, queue: u16, command: &Command) {
         self.seen.push(*command);
         let fate = (self.fate)(command);
-        self.lied |= matches!(fate, Fate::Twice | Fate::Misnamed);
+        self.violates |= matches!(fate, Fate::Twice | Fate::Misnamed);
         match fate {
             Fate::Done => self.finish(queue, command),
             Fate::Failed(status) => self.complete(queue, command.id(), 0, status),
@@ -376,7 +376,7 @@ impl Device {
         let vector = completions.vector.filter(|_| interrupts);
         let Some((to, phase)) = completions.next() else {
             // Only completions that the driver does not expect can be too many.
-            assert!(self.lied, "completion queue {queue} overflows");
+            assert!(self.violates, "completion queue {queue} overflows");
             return;
         };
         let [first, second] = completion.with_phase(phase).words();

@@ -142,14 +142,14 @@ impl FakeController {
     /// Completes a command of a queue, whether it has it or not, without doing anything.
     pub fn complete(&self, queue: u16, command: &Command, status: Status) {
         let mut device = self.device();
-        device.lied = true;
+        device.violates = true;
         device.complete(queue, command.id(), 0, status);
     }
 
     /// Writes a completion to a queue as it is, but for its phase.
     pub fn write_completion(&self, queue: u16, completion: Completion) {
         let mut device = self.device();
-        device.lied = true;
+        device.violates = true;
         device.write_completion(queue, completion);
     }
 

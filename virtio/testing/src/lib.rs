@@ -108,7 +108,7 @@ impl FakeDevice {
     }
 
     /// Tells that it has used the chain that begins with that descriptor, whether it has it or not.
-    pub fn lie(&self, queue: u16, head: u32, written: u32) {
+    pub fn violate(&self, queue: u16, head: u32, written: u32) {
         self.device().push_used(queue, head, written);
     }
 

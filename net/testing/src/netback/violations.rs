@@ -6,7 +6,7 @@ use bulkhead_xen::Hypervisor;
 
 /// A breach of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Forge {
+pub enum Violation {
     /// More packets than there are pages.
     RxIndex,
     /// An answer to a packet that was not sent.
@@ -26,8 +26,8 @@ impl NetBack {
     ///
     /// # Panics
     /// If it is not connected.
-    pub fn lie(&mut self, lie: Forge) {
-        let (mut queues, queue) = self.liar();
+    pub fn violate(&mut self, violation: Violation) {
+        let (mut queues, queue) = self.violating_queue();
         let rings = &mut queues[queue];
         while let Some(Ok(request)) = rings.rx.take().expect("an honest frontend") {
             rings.pages.push_back(request);
@@ -44,22 +44,22 @@ impl NetBack {
             rings.rx.respond(&response).expect("asked");
         };
         let none = PacketFlags::empty();
-        match lie {
-            Forge::RxId => answer(none, 0, 60, 1),
-            Forge::RxOffset(offset, len) => answer(none, offset, len, 0),
-            Forge::RxEndless => {
+        match violation {
+            Violation::RxId => answer(none, 0, 60, 1),
+            Violation::RxOffset(offset, len) => answer(none, offset, len, 0),
+            Violation::RxEndless => {
                 for _ in 0..32 {
                     answer(PacketFlags::MORE_DATA, 0, 4096, 0);
                 }
             }
-            Forge::RxIndex => {
+            Violation::RxIndex => {
                 // SAFETY: `rsp_prod` of the ring, which is mapped.
                 let index = unsafe { self.ring_pages(queue)[1].add(8) }.cast::<u32>();
                 // SAFETY: as above.
                 unsafe { index.write_volatile(100_000) };
             }
-            Forge::TxId(id) => self.answer_unasked(rings, id, OKAY),
-            Forge::TxNull => self.answer_unasked(rings, 0, NULL),
+            Violation::TxId(id) => self.answer_unasked(rings, id, OKAY),
+            Violation::TxNull => self.answer_unasked(rings, 0, NULL),
         }
         let _ = rings.rx.publish();
         let notified = self.hypervisor.notify(rings.port);
@@ -68,10 +68,10 @@ impl NetBack {
     }
 
     /// Takes the queues, and the number of the one in which the protocol is broken.
-    fn liar(&mut self) -> (Vec<Rings>, usize) {
+    fn violating_queue(&mut self) -> (Vec<Rings>, usize) {
         let queues = std::mem::take(&mut self.queues);
         let last = queues.len().checked_sub(1).expect("connected");
-        (queues, self.lies_in.min(last))
+        (queues, self.violates_in.min(last))
     }
 
     /// Answers the next packet of the frontend's with that identifier and status.
@@ -93,7 +93,7 @@ impl NetBack {
     /// # Panics
     /// If it is not connected.
     pub fn answer(&mut self, responses: &[(Option<u16>, [u8; 6])]) {
-        let (mut queues, queue) = self.liar();
+        let (mut queues, queue) = self.violating_queue();
         let rings = &mut queues[queue];
         while let Some(Ok(request)) = rings.rx.take().expect("an honest frontend") {
             rings.pages.push_back(request);
@@ -120,7 +120,7 @@ impl NetBack {
     /// # Panics
     /// If it is not connected.
     pub fn answer_sent(&mut self, answers: &[(u16, i16)]) {
-        let (mut queues, queue) = self.liar();
+        let (mut queues, queue) = self.violating_queue();
         let rings = &mut queues[queue];
         let (mut answers, mut is_extra) = (answers.iter(), false);
         while let Some(Ok(request)) = rings.tx.take().expect("an honest frontend") {
@@ -147,7 +147,7 @@ impl NetBack {
     /// If it is not connected.
     pub fn set_index(&mut self, sends: bool, index: u32) {
         self.spoiled = true;
-        let (queues, queue) = self.liar();
+        let (queues, queue) = self.violating_queue();
         let page = self.ring_pages(queue)[usize::from(!sends)];
         // SAFETY: `rsp_prod` of a ring, which is mapped.
         let place = unsafe { page.add(8) }.cast::<u32>();

@@ -1,6 +1,6 @@
 //! Backends of the driver domain's own disks that lie: whatever they do affects the users of that disk alone.
 
-use crate::liar::{DISK, Liar, OFFER, THERE_AND_BACK};
+use crate::scripted_backend::{DISK, OFFER, ScriptedBackend, THERE_AND_BACK};
 use bulkhead_blkback_testkit::{Frontend, Guest, IMAGE_SIZE, Lower, Setup, World, content};
 use bulkhead_blkfront::PATIENCE;
 use bulkhead_ring::blkif::{Opcode, Operation, RequestId, Response, Status};
@@ -49,15 +49,15 @@ fn ask<'w>(world: &'w World, requests: usize) -> Frontend<'w> {
 #[test]
 fn a_backend_that_answers_well_is_believed() {
     let world = world();
-    let mut liar = Liar::new(&world, &DISK);
+    let mut backend = ScriptedBackend::new(&world, &DISK);
     let mut disk = ask(&world, 2);
-    let (first, second) = (liar.take(), liar.take());
-    liar.answer(&second.response(Status::Okay));
+    let (first, second) = (backend.take(), backend.take());
+    backend.answer(&second.response(Status::Okay));
     assert_eq!(disk.link().collect()[0].status, Status::Okay);
-    liar.answer(&first.response(Status::Error));
+    backend.answer(&first.response(Status::Error));
     assert_eq!(disk.link().collect()[0].status, Status::Error);
     // An error of the disk is no lie.
-    assert_eq!(liar.frontend(), Some(XenbusState::Connected));
+    assert_eq!(backend.frontend(), Some(XenbusState::Connected));
 }
 
 /// This backend takes no indirect requests: a large request is three of them. Each of the first two responses
@@ -65,7 +65,7 @@ fn a_backend_that_answers_well_is_believed() {
 #[test]
 fn parts_of_a_request_that_are_answered_one_after_another_complete_it() {
     let world = world();
-    let mut backend = Liar::new(&world, &DISK);
+    let mut backend = ScriptedBackend::new(&world, &DISK);
     let guest = Guest::with_memory(&world, 4096);
     let mut disk = guest.attach("xvda", "vbd:xvda").connected();
     disk.link().push_write(0, &[5; 32 * 4096]);
@@ -83,7 +83,7 @@ fn parts_of_a_request_that_are_answered_one_after_another_complete_it() {
 #[test]
 fn a_response_to_a_guest_that_is_gone_does_not_hide_the_next_ones() {
     let world = world();
-    let mut backend = Liar::new(&world, &DISK);
+    let mut backend = ScriptedBackend::new(&world, &DISK);
     let guest = Guest::new(&world);
     let mut disk = guest.attach("xvda", "vbd:xvda,shared=yes").connected();
     disk.link().push_read(0, 8);
@@ -115,7 +115,7 @@ fn a_response_to_a_guest_that_is_gone_does_not_hide_the_next_ones() {
 #[test]
 fn a_response_to_the_reader_of_tables_does_not_hide_the_next_ones() {
     let world = world();
-    let mut backend = Liar::new(&world, &DISK);
+    let mut backend = ScriptedBackend::new(&world, &DISK);
     let mut disk = Guest::new(&world)
         .attach("xvda", "vbd:xvda,shared=yes")
         .connected();
@@ -139,46 +139,48 @@ fn a_response_to_the_reader_of_tables_does_not_hide_the_next_ones() {
 }
 
 #[test]
-fn each_lie_costs_that_disk_alone() {
-    type Act = fn(&mut Liar<'_>);
-    let lies: [(&str, Act); 6] = [
-        ("answered request 77, which it was not asked", |liar| {
-            let request = liar.take();
+fn each_violation_costs_that_disk_alone() {
+    type Act = fn(&mut ScriptedBackend<'_>);
+    let violations: [(&str, Act); 6] = [
+        ("answered request 77, which it was not asked", |backend| {
+            let request = backend.take();
             let response = request.response(Status::Okay);
             let id = RequestId(77);
-            liar.answer(&Response { id, ..response });
+            backend.answer(&Response { id, ..response });
         }),
-        ("answered request 18446744073709551615, which", |liar| {
-            let response = liar.take().response(Status::Okay);
+        ("answered request 18446744073709551615, which", |backend| {
+            let response = backend.take().response(Status::Okay);
             let id = RequestId(u64::MAX);
-            liar.answer(&Response { id, ..response });
+            backend.answer(&Response { id, ..response });
         }),
-        ("which it was not asked", |liar| {
-            let (first, _) = (liar.take(), liar.take());
-            liar.answer(&first.response(Status::Okay));
-            liar.answer(&first.response(Status::Okay));
+        ("which it was not asked", |backend| {
+            let (first, _) = (backend.take(), backend.take());
+            backend.answer(&first.response(Status::Okay));
+            backend.answer(&first.response(Status::Okay));
         }),
-        ("answered WRITE where it was asked for READ", |liar| {
-            let response = liar.take().response(Status::Okay);
+        ("answered WRITE where it was asked for READ", |backend| {
+            let response = backend.take().response(Status::Okay);
             let operation = Opcode::WRITE;
-            liar.answer(&Response {
+            backend.answer(&Response {
                 operation,
                 ..response
             });
         }),
-        ("answered with status 7", |liar| {
-            let response = liar.take().response(Status::Other(7));
-            liar.answer(&response);
+        ("answered with status 7", |backend| {
+            let response = backend.take().response(Status::Other(7));
+            backend.answer(&response);
         }),
-        ("ring overrun: producer index 0x3", |liar| liar.produce(3)),
+        ("ring overrun: producer index 0x3", |backend| {
+            backend.produce(3)
+        }),
     ];
-    for (reason, lie) in lies {
+    for (reason, violate) in violations {
         let world = world();
         let lower = Lower::new(&world, &images());
         let mut other = bystander(&world, &lower);
-        let mut liar = Liar::new(&world, &DISK);
+        let mut backend = ScriptedBackend::new(&world, &DISK);
         let mut disk = ask(&world, 2);
-        lie(&mut liar);
+        violate(&mut backend);
         let journal = world.journal();
         let told = |line: &&String| line.contains("disk xvda: given up") && line.contains(reason);
         assert_eq!(
@@ -192,7 +194,7 @@ fn each_lie_costs_that_disk_alone() {
             .filter(|answer| answer.status == Status::Error);
         assert!(failed.count() >= 1, "{reason}");
         assert_eq!(disk.link().outstanding(), 0, "{reason}");
-        assert_eq!(liar.frontend(), Some(XenbusState::Closed), "{reason}");
+        assert_eq!(backend.frontend(), Some(XenbusState::Closed), "{reason}");
         // What is asked later fails at once.
         disk.link().push_read(0, 1);
         disk.link().kick();
@@ -230,8 +232,8 @@ fn a_backend_that_says_nonsense_of_its_disk_is_not_connected_to() {
         let world = world();
         let lower = Lower::new(&world, &images());
         let mut other = bystander(&world, &lower);
-        let liar = Liar::new(&world, nodes);
-        assert_eq!(liar.frontend(), Some(XenbusState::Closed));
+        let backend = ScriptedBackend::new(&world, nodes);
+        assert_eq!(backend.frontend(), Some(XenbusState::Closed));
         let refused = Guest::new(&world).attach("xvdc", "vbd:xvda");
         let problem = refused.problem().expect("refused");
         assert!(problem.contains(reason), "{problem}");
@@ -245,8 +247,8 @@ fn a_disk_that_connects_late_and_says_nothing_is_refused_before_libxl_gives_up()
     let world = world();
     let disk = Guest::new(&world).attach("xvda", "vbd:xvda/root");
     world.wait(Duration::from_secs(5));
-    let liar = Liar::new(&world, &DISK);
-    assert_eq!(liar.frontend(), Some(XenbusState::Connected));
+    let backend = ScriptedBackend::new(&world, &DISK);
+    assert_eq!(backend.frontend(), Some(XenbusState::Connected));
     assert_eq!(disk.problem(), None);
     // Nine of the ten seconds.
     world.wait(Duration::from_secs(4));
@@ -258,20 +260,20 @@ fn a_disk_that_connects_late_and_says_nothing_is_refused_before_libxl_gives_up()
 #[test]
 fn memory_that_a_backend_does_not_let_go_of_is_not_used_again() {
     let world = world();
-    let mut liar = Liar::new(&world, &DISK);
+    let mut backend = ScriptedBackend::new(&world, &DISK);
     let mut disk = ask(&world, 1);
-    liar.say(&[], XenbusState::Closing);
+    backend.say(&[], XenbusState::Closing);
     world.wait(Duration::from_secs(5));
-    assert_eq!(liar.frontend(), Some(XenbusState::Closed));
+    assert_eq!(backend.frontend(), Some(XenbusState::Closed));
     let said = |line: &String| line.contains("does not let go of our memory");
     assert!(world.journal().iter().any(said), "{:#?}", world.journal());
     // It lets go, and may come back.
-    liar.ring = None;
-    liar.say(&[], XenbusState::Closed);
+    backend.ring = None;
+    backend.say(&[], XenbusState::Closed);
     world.wait(Duration::from_secs(60));
-    assert_eq!(liar.frontend(), Some(XenbusState::Initialising));
-    liar.say(&OFFER, XenbusState::InitWait);
-    assert_eq!(liar.frontend(), Some(XenbusState::Initialised));
+    assert_eq!(backend.frontend(), Some(XenbusState::Initialising));
+    backend.say(&OFFER, XenbusState::InitWait);
+    assert_eq!(backend.frontend(), Some(XenbusState::Initialised));
     assert_eq!(disk.link().outstanding(), 1);
     world.no_mistakes();
 }
@@ -279,15 +281,15 @@ fn memory_that_a_backend_does_not_let_go_of_is_not_used_again() {
 #[test]
 fn requests_do_not_wait_for_ever_for_a_backend_that_keeps_our_memory() {
     let world = world();
-    let mut liar = Liar::new(&world, &DISK);
+    let mut backend = ScriptedBackend::new(&world, &DISK);
     let mut disk = ask(&world, 1);
-    let Operation::Transfer(transfer) = liar.take().operation else {
+    let Operation::Transfer(transfer) = backend.take().operation else {
         panic!("a read");
     };
     let data = transfer.segments[0].gref();
-    let data = liar.region.map_pages(world.storage.id(), &[data]);
+    let data = backend.region.map_pages(world.storage.id(), &[data]);
     let data = data.expect("room").expect("granted");
-    liar.say(&[], XenbusState::Closing);
+    backend.say(&[], XenbusState::Closing);
     world.wait(PATIENCE + Duration::from_secs(2));
     let answers = disk.link().collect();
     assert_eq!(answers.len(), 1, "{:#?}", world.journal());
@@ -305,20 +307,20 @@ fn requests_do_not_wait_for_ever_for_a_backend_that_keeps_our_memory() {
     assert!(world.journal().iter().any(said), "{:#?}", world.journal());
     // It lets go, and comes back.
     drop(data);
-    liar.ring = None;
-    liar.say(&[], XenbusState::Closed);
+    backend.ring = None;
+    backend.say(&[], XenbusState::Closed);
     world.wait(Duration::from_secs(60));
-    liar.say(&OFFER, XenbusState::InitWait);
-    liar.connect();
-    liar.say(&DISK, XenbusState::Connected);
+    backend.say(&OFFER, XenbusState::InitWait);
+    backend.connect();
+    backend.say(&DISK, XenbusState::Connected);
     disk.link().push_read(0, 8);
     disk.link().kick();
     world.wait(THERE_AND_BACK);
-    let request = liar.take();
-    liar.answer(&request.response(Status::Okay));
+    let request = backend.take();
+    backend.answer(&request.response(Status::Okay));
     assert_eq!(disk.link().collect()[0].status, Status::Okay);
     // A guest is detached within the ten seconds of libxl, whatever the backend keeps.
-    liar.say(&[], XenbusState::Closing);
+    backend.say(&[], XenbusState::Closing);
     disk.link().push_read(0, 8);
     disk.link().kick();
     world.wait(THERE_AND_BACK);
@@ -334,20 +336,20 @@ fn requests_do_not_wait_for_ever_for_a_backend_that_keeps_our_memory() {
 #[test]
 fn a_backend_that_has_our_memory_is_not_begun_with_again_if_xenstored_fails_meanwhile() {
     let world = world();
-    let mut liar = Liar::new(&world, &DISK);
+    let mut backend = ScriptedBackend::new(&world, &DISK);
     let mut disk = ask(&world, 1);
     world.sim.store().faults.refuse = Some(Box::new(|_, kind, path| {
         let refused = kind == MessageType::WRITE && path.starts_with("device/vbd/");
         refused.then_some(Refusal::OutOfMemory)
     }));
-    liar.say(&[], XenbusState::Closed);
-    assert_eq!(liar.frontend(), Some(XenbusState::Connected));
+    backend.say(&[], XenbusState::Closed);
+    assert_eq!(backend.frontend(), Some(XenbusState::Connected));
     world.sim.store().faults.refuse = None;
     world.wait(Duration::from_secs(5));
-    assert_eq!(liar.frontend(), Some(XenbusState::Closed));
-    liar.ring = None;
+    assert_eq!(backend.frontend(), Some(XenbusState::Closed));
+    backend.ring = None;
     world.wait(Duration::from_secs(60));
-    assert_eq!(liar.frontend(), Some(XenbusState::Initialising));
+    assert_eq!(backend.frontend(), Some(XenbusState::Initialising));
     assert_eq!(disk.link().outstanding(), 1);
     world.no_mistakes();
 }
@@ -356,16 +358,16 @@ fn a_backend_that_has_our_memory_is_not_begun_with_again_if_xenstored_fails_mean
 fn a_disk_that_is_attached_in_the_place_of_one_that_was_given_up_is_served() {
     let world = world();
     let lower = Lower::new(&world, &images());
-    let liar = Liar::new(&world, &DISK);
+    let backend = ScriptedBackend::new(&world, &DISK);
     let mut old = ask(&world, 1);
     {
-        let mut liar = liar;
-        liar.produce(1000);
+        let mut backend = backend;
+        backend.produce(1000);
         assert_eq!(old.link().collect()[0].status, Status::Error);
-        toolstack::force_detach(&mut world.sim.store(), &liar.vbd);
-        liar.ring = None;
-        world.sim.destroy_domain(liar.domain.id());
-        toolstack::remove_domain(&mut world.sim.store(), liar.domain.id());
+        toolstack::force_detach(&mut world.sim.store(), &backend.vbd);
+        backend.ring = None;
+        world.sim.destroy_domain(backend.domain.id());
+        toolstack::remove_domain(&mut world.sim.store(), backend.domain.id());
     }
     world.wait(Duration::from_secs(5));
     lower.attach("xvda", &Disk::new("ram:good"));
@@ -386,19 +388,19 @@ fn a_disk_that_is_attached_in_the_place_of_one_that_was_given_up_is_served() {
 #[test]
 fn a_backend_that_starts_anew_may_go_on_with_the_rings_it_finds() {
     let world = world();
-    let mut liar = Liar::new(&world, &DISK);
+    let mut backend = ScriptedBackend::new(&world, &DISK);
     let mut disk = ask(&world, 1);
-    let request = liar.take();
-    liar.say(&[], XenbusState::InitWait);
+    let request = backend.take();
+    backend.say(&[], XenbusState::InitWait);
     world.wait(Duration::from_secs(2));
-    assert_eq!(liar.frontend(), Some(XenbusState::Connected));
-    liar.say(&[], XenbusState::Connected);
-    liar.answer(&request.response(Status::Okay));
+    assert_eq!(backend.frontend(), Some(XenbusState::Connected));
+    backend.say(&[], XenbusState::Connected);
+    backend.answer(&request.response(Status::Okay));
     assert_eq!(disk.link().collect().len(), 1);
     // One that does not is told to begin again.
-    liar.say(&[], XenbusState::InitWait);
+    backend.say(&[], XenbusState::InitWait);
     world.wait(Duration::from_secs(6));
-    assert_eq!(liar.frontend(), Some(XenbusState::Closed));
+    assert_eq!(backend.frontend(), Some(XenbusState::Closed));
 }
 
 /// Linux's backend looks whether its requests have ended when its frontend closes, and does not look again by itself.
@@ -410,34 +412,34 @@ fn a_backend_that_was_at_work_when_its_frontend_closed_after_a_crash_is_told_aga
         recover: true,
         ..Setup::default()
     });
-    let mut liar = Liar::new(&world, &DISK);
+    let mut backend = ScriptedBackend::new(&world, &DISK);
     let guest = Guest::with_memory(&world, 2048);
     let mut disk = guest.attach("xvda", "vbd:xvda").connected();
     let asked = disk.link().push_write(3, &[7; 512]);
     disk.link().kick();
     world.run();
-    liar.take();
+    backend.take();
     world.crash_after(0, 0);
     world.restart();
     // It does not answer in time for its ring to be gone on with.
     world.wait(Duration::from_millis(250));
     for _ in 0..3 {
-        assert_eq!(liar.frontend(), Some(XenbusState::Closed));
+        assert_eq!(backend.frontend(), Some(XenbusState::Closed));
         // Its request has not ended, and it keeps the ring.
-        liar.say(&[], XenbusState::Closed);
-        assert_eq!(liar.frontend(), Some(XenbusState::Initialising));
-        liar.say(&[], XenbusState::InitWait);
+        backend.say(&[], XenbusState::Closed);
+        assert_eq!(backend.frontend(), Some(XenbusState::Initialising));
+        backend.say(&[], XenbusState::InitWait);
         world.wait(Duration::from_millis(900));
     }
-    liar.ring = None;
-    liar.say(&[], XenbusState::Closed);
-    assert_eq!(liar.frontend(), Some(XenbusState::Initialising));
-    liar.say(&[], XenbusState::InitWait);
-    assert_eq!(liar.frontend(), Some(XenbusState::Initialised));
-    liar.connect();
-    liar.say(&DISK, XenbusState::Connected);
-    let again = liar.take();
-    liar.answer(&again.response(Status::Okay));
+    backend.ring = None;
+    backend.say(&[], XenbusState::Closed);
+    assert_eq!(backend.frontend(), Some(XenbusState::Initialising));
+    backend.say(&[], XenbusState::InitWait);
+    assert_eq!(backend.frontend(), Some(XenbusState::Initialised));
+    backend.connect();
+    backend.say(&DISK, XenbusState::Connected);
+    let again = backend.take();
+    backend.answer(&again.response(Status::Okay));
     let answers = disk.link().collect();
     assert_eq!(answers.len(), 1);
     assert_eq!(answers[0].id, asked);

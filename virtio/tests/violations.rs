@@ -84,7 +84,7 @@ fn a_request_that_was_never_asked_is_not_completed() {
     disk.ask(1, read(0), &buffer.whole(512));
     world.run();
     for head in [5, 64, u32::MAX] {
-        world.fake.lie(0, head, 1);
+        world.fake.violate(0, head, 1);
         world.wait(Duration::from_secs(1));
         assert_eq!(disk.collect(), 0, "{head}");
     }

@@ -71,7 +71,7 @@ pub const DATA: u8 = 0x5a;
 
 /// How a backend has behaved since it connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Conduct {
+pub enum Behaviour {
     /// As a well-behaved backend.
     Good,
     /// It has given wrong responses, or responses to reads without data.
@@ -93,29 +93,29 @@ struct Ring {
 }
 
 /// The backend of `xvda` of the driver domain.
-pub struct Liar<'w> {
+pub struct HostileBackend<'w> {
     world: &'w World,
     domain: SimDomain,
     region: Region<SimVcpu>,
     pub vbd: Vbd,
-    pub conduct: Conduct,
+    pub behaviour: Behaviour,
     rings: Vec<Ring>,
 }
 
-impl<'w> Liar<'w> {
+impl<'w> HostileBackend<'w> {
     /// Makes its domain, and has the toolstack attach the disk.
-    pub fn new(world: &'w World) -> Liar<'w> {
+    pub fn new(world: &'w World) -> HostileBackend<'w> {
         let domain = world.sim.add_domain();
         let vbd = Vbd::new(domain.id(), world.storage.id(), "xvda");
         toolstack::attach(&mut world.sim.store(), &vbd, &Disk::new("anything"));
         world.run();
-        Liar {
+        HostileBackend {
             region: Region::new(domain.hypervisor()).expect("nobody else has it"),
             world,
             domain,
             vbd,
             rings: Vec::new(),
-            conduct: Conduct::Anything,
+            behaviour: Behaviour::Anything,
         }
     }
 
@@ -139,7 +139,7 @@ impl<'w> Liar<'w> {
         }
         self.write("state", "4");
         self.world.run();
-        self.conduct = Conduct::Good;
+        self.behaviour = Behaviour::Good;
     }
 
     /// Writes a node of its directory, if it has one still.
@@ -153,7 +153,7 @@ impl<'w> Liar<'w> {
 
     /// Writes or removes a node of the backend's directory, or removes the directory.
     pub fn say(&mut self, script: &mut Script<'_>) {
-        self.conduct = Conduct::Anything;
+        self.behaviour = Behaviour::Anything;
         let name = script.pick(&NODES);
         match script.below(16) {
             0..8 => self.write("state", &script.below(9).to_string()),
@@ -218,7 +218,7 @@ impl<'w> Liar<'w> {
 
     /// Unmaps its rings and closes its ports.
     pub fn let_go(&mut self) {
-        self.conduct = Conduct::Anything;
+        self.behaviour = Behaviour::Anything;
         for ring in self.rings.drain(..) {
             let closed = self.domain.hypervisor().close_port(ring.port);
             closed.expect("the port is open");
@@ -252,7 +252,7 @@ impl<'w> Liar<'w> {
     /// Returns whether a request may be in flight.
     pub fn may_have_requests(&self) -> bool {
         let has = |ring: &Ring| !ring.taken.is_empty() || ring.back.unconsumed() != Ok(0);
-        self.conduct > Conduct::Good || self.rings.iter().any(has)
+        self.behaviour > Behaviour::Good || self.rings.iter().any(has)
     }
 
     /// Gives any response, to one request or to none. Checks that the driver domain gives the disk up if no request can
@@ -261,8 +261,8 @@ impl<'w> Liar<'w> {
         let Some(count) = self.rings.len().checked_sub(1) else {
             return;
         };
-        self.conduct = self.conduct.max(Conduct::WrongAnswers);
-        let is_connected = self.conduct < Conduct::Anything && self.frontend() == "4";
+        self.behaviour = self.behaviour.max(Behaviour::WrongAnswers);
+        let is_connected = self.behaviour < Behaviour::Anything && self.frontend() == "4";
         let ring = &mut self.rings[script.below(count + 1)];
         let mut another_operation = false;
         let mut response = Response {
@@ -289,13 +289,13 @@ impl<'w> Liar<'w> {
                 ring.answered_twice = true;
             }
         }
-        let lies = response.id.0 > u64::from(u16::MAX)
+        let violates = response.id.0 > u64::from(u16::MAX)
             || matches!(response.status, Status::Other(_))
             || another_operation;
         let given = ring.back.respond(&response).is_ok();
         let _ = ring.back.publish();
         self.notify();
-        if given && lies && is_connected {
+        if given && violates && is_connected {
             self.world.wait(Duration::from_millis(5));
             assert_eq!(self.frontend(), "6", "{response:?} is believed");
         }
@@ -312,7 +312,7 @@ impl<'w> Liar<'w> {
         let Some(count) = self.rings.len().checked_sub(1) else {
             return;
         };
-        self.conduct = Conduct::Anything;
+        self.behaviour = Behaviour::Anything;
         let pages = &self.rings[script.below(count + 1)].pages;
         // SAFETY: the pages stay mapped meanwhile.
         let memory = unsafe { SharedPages::new(pages.base(), pages.pages()) }.expect("whole pages");

@@ -26,7 +26,7 @@ pub const DISK: [(&str, &str); 4] = [
 ];
 
 /// A backend whose every act is the test's.
-pub struct Liar<'w> {
+pub struct ScriptedBackend<'w> {
     world: &'w World,
     pub domain: SimDomain,
     pub vbd: Vbd,
@@ -34,19 +34,19 @@ pub struct Liar<'w> {
     pub ring: Option<(BackRing<SharedPages, Blkif>, MappedPages<SimVcpu>, Port)>,
 }
 
-impl<'w> Liar<'w> {
+impl<'w> ScriptedBackend<'w> {
     /// Offers a disk, connects to the rings that are published, and publishes these nodes of the disk.
-    pub fn new(world: &'w World, disk: &[(&str, &str)]) -> Liar<'w> {
-        Liar::offering(world, &OFFER).serving(disk)
+    pub fn new(world: &'w World, disk: &[(&str, &str)]) -> ScriptedBackend<'w> {
+        ScriptedBackend::offering(world, &OFFER).serving(disk)
     }
 
     /// Does the same with another disk, in the same domain.
-    pub fn beside(&self, name: &str, disk: &[(&str, &str)]) -> Liar<'w> {
+    pub fn beside(&self, name: &str, disk: &[(&str, &str)]) -> ScriptedBackend<'w> {
         let place = (self.domain.clone(), self.region.clone());
-        Liar::offering_in(self.world, place, name, &OFFER).serving(disk)
+        ScriptedBackend::offering_in(self.world, place, name, &OFFER).serving(disk)
     }
 
-    fn serving(mut self, disk: &[(&str, &str)]) -> Liar<'w> {
+    fn serving(mut self, disk: &[(&str, &str)]) -> ScriptedBackend<'w> {
         assert_eq!(self.frontend(), Some(XenbusState::Initialised));
         assert_eq!(self.published("ring-page-order").as_deref(), Some("2"));
         self.connect();
@@ -55,10 +55,10 @@ impl<'w> Liar<'w> {
     }
 
     /// Offers a disk.
-    pub fn offering(world: &'w World, offer: &[(&str, &str)]) -> Liar<'w> {
+    pub fn offering(world: &'w World, offer: &[(&str, &str)]) -> ScriptedBackend<'w> {
         let domain = world.sim.add_domain();
         let region = Region::new(domain.hypervisor()).expect("nobody else has it");
-        Liar::offering_in(world, (domain, region), "xvda", offer)
+        ScriptedBackend::offering_in(world, (domain, region), "xvda", offer)
     }
 
     fn offering_in(
@@ -66,18 +66,18 @@ impl<'w> Liar<'w> {
         (domain, region): (SimDomain, Region<SimVcpu>),
         name: &str,
         offer: &[(&str, &str)],
-    ) -> Liar<'w> {
+    ) -> ScriptedBackend<'w> {
         let vbd = Vbd::new(domain.id(), world.storage.id(), name);
         toolstack::attach(&mut world.sim.store(), &vbd, &Disk::new("anything"));
-        let liar = Liar {
+        let backend = ScriptedBackend {
             world,
             domain,
             region,
             vbd,
             ring: None,
         };
-        liar.say(offer, XenbusState::InitWait);
-        liar
+        backend.say(offer, XenbusState::InitWait);
+        backend
     }
 
     /// Returns a node that the frontend has written.

@@ -121,7 +121,7 @@ impl Load {
         );
         let settings = Settings {
             vcpus: 1,
-            patience: None,
+            timeout: None,
         };
         let exports = Exports::new(world.handle(), world.net.clone(), None, settings);
         let store = nbd_store(exports);

@@ -2,7 +2,7 @@
 
 use crate::scripted_backend::{DISK, OFFER, ScriptedBackend, THERE_AND_BACK};
 use bulkhead_blkback_testkit::{Frontend, Guest, IMAGE_SIZE, Lower, Setup, World, content};
-use bulkhead_blkfront::PATIENCE;
+use bulkhead_blkfront::UNSENT_TIMEOUT;
 use bulkhead_ring::blkif::{Opcode, Operation, RequestId, Response, Status};
 use bulkhead_xen::abi::xs_wire::{MessageType, Refusal};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
@@ -290,7 +290,7 @@ fn requests_do_not_wait_for_ever_for_a_backend_that_keeps_our_memory() {
     let data = backend.region.map_pages(world.storage.id(), &[data]);
     let data = data.expect("room").expect("granted");
     backend.say(&[], XenbusState::Closing);
-    world.wait(PATIENCE + Duration::from_secs(2));
+    world.wait(UNSENT_TIMEOUT + Duration::from_secs(2));
     let answers = disk.link().collect();
     assert_eq!(answers.len(), 1, "{:#?}", world.journal());
     assert_eq!(answers[0].status, Status::Error);

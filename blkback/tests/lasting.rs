@@ -1,7 +1,7 @@
 //! Disks of the driver domain's own, served to guests: another driver domain serves them to it.
 
 use bulkhead_blkback_testkit::{Frontend, Guest, IMAGE_SIZE, Lower, Setup, Style, World, content};
-use bulkhead_blkfront::PATIENCE;
+use bulkhead_blkfront::UNSENT_TIMEOUT;
 use bulkhead_ring::blkif::{BlkifSector, Discard, Operation, Request, Status, TransferKind};
 use bulkhead_xen::Reservation;
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk, Vbd};
@@ -425,7 +425,7 @@ fn requests_do_not_wait_for_ever_for_a_backend_that_is_gone() {
     lower.destroy();
     disk.link().push_read(0, 8);
     disk.link().kick();
-    world.wait(PATIENCE - Duration::from_secs(1));
+    world.wait(UNSENT_TIMEOUT - Duration::from_secs(1));
     assert_eq!(disk.link().collect(), []);
     world.wait(Duration::from_secs(5));
     let answers = disk.link().collect();

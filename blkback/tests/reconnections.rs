@@ -2,7 +2,7 @@
 
 use crate::scripted_backend::{DISK, OFFER, ScriptedBackend, THERE_AND_BACK};
 use bulkhead_blkback_testkit::{Frontend, Guest, Setup, Style, World};
-use bulkhead_blkfront::PATIENCE;
+use bulkhead_blkfront::UNSENT_TIMEOUT;
 use bulkhead_ring::blkif::{Operation, Request, Status, TransferKind};
 use bulkhead_xen_sim::xenstore::toolstack;
 use bulkhead_xenbus::XenbusState;
@@ -87,7 +87,7 @@ fn what_becomes_of_requests_to_a_silent_backend_is_told_as_it_is() {
     disk.link().kick();
     world.wait(THERE_AND_BACK);
     let read = backend.take();
-    world.wait(PATIENCE + Duration::from_secs(2));
+    world.wait(UNSENT_TIMEOUT + Duration::from_secs(2));
     let journal = world.journal();
     let told = |line: &&String| line.contains("has not answered 1 request(s) in time: ");
     let told: Vec<_> = journal.iter().filter(told).collect();

@@ -12,7 +12,7 @@
 //!
 //! A guest's data goes through pages of the queue's own, granted to the backend once for each connection.
 //! The hypervisor copies between them and the guest's pages, and nothing is mapped. Requests that a backend has
-//! not answered when it goes away are sent again to the next one; meanwhile they wait, for [`PATIENCE`] at most.
+//! not answered when it goes away are sent again to the next one; meanwhile they wait, for [`UNSENT_TIMEOUT`] at most.
 //!
 //! The backend is not trusted with more than its own data. The nodes that it publishes are checked like those of
 //! a hostile guest, and so is every response. If a backend lies, the guests that use its disk lose that disk, and
@@ -46,7 +46,7 @@ pub use counts::Counts;
 pub use device::{Device, Disk};
 pub use frontends::Frontends;
 pub use link::Link;
-pub use queue::{PATIENCE, Queue};
+pub use queue::{Queue, UNSENT_TIMEOUT};
 pub use state_machine::{Observed, Phase, Step, decide};
 pub use store::vbd_store;
 pub use wire::BlkifViolation;

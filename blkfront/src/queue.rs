@@ -32,7 +32,7 @@ const WITHOUT_DATA: usize = 32;
 
 /// The time after which requests that were not sent to a backend fail. Requests that a connected backend has and does
 /// not answer are waited for without a limit: it may still read and write their data.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const UNSENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Pages of the queue's memory that a request uses.
 #[derive(Clone, Copy)]
@@ -196,7 +196,7 @@ impl<H: Hypervisor> IoQueue for Queue<H> {
             access: DataAccess::Staged,
             // A barrier has room for eleven segments only.
             fua: false,
-            timeout: Some(PATIENCE),
+            timeout: Some(UNSENT_TIMEOUT),
             at_once: false,
         }
     }

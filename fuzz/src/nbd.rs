@@ -29,8 +29,8 @@ pub fn nbd(script: &[u8]) {
     let _heap = heap::limited(12 << 20);
     let mut script = Script::new(script);
     let config = config(&mut script);
-    let patience = script.pick(&[None, None, Some(Duration::from_secs(20))]);
-    let world = World::with(config, patience, None);
+    let timeout = script.pick(&[None, None, Some(Duration::from_secs(20))]);
+    let world = World::with(config, timeout, None);
     forge(&world, &mut script);
     let buffer = Buffer::new(&world, PAGES);
     let mut bystander = world.open("nbd:10.0.0.3/disk");

@@ -19,11 +19,11 @@ static CLOCK: AtomicBool = AtomicBool::new(false);
 static SERVING: AtomicBool = AtomicBool::new(false);
 
 /// The longest time for which a line waits for room in the ring, before [`never_wait`] is called.
-const PATIENCE: Duration = Duration::from_millis(20);
+const TIMEOUT: Duration = Duration::from_millis(20);
 /// The number of attempts to take the console's lock from a vCPU that is about to stop: some milliseconds.
 const STOPPING: u32 = 1_000_000;
 /// The longest time for which a message of a failing domain waits for the reader, and for which a shutdown does.
-const LAST_PATIENCE: Duration = Duration::from_millis(500);
+const CRASH_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Sends output to this ring from now on.
 ///
@@ -94,14 +94,14 @@ fn debug_port(text: &str) {
     }
 }
 
-/// Writes a message. Waits for the console's reader for `patience` at most, or not at all.
-fn emit(console: &mut Console, message: fmt::Arguments<'_>, patience: Option<Duration>) {
+/// Writes a message. Waits for the console's reader for `timeout` at most, or not at all.
+fn emit(console: &mut Console, message: fmt::Arguments<'_>, timeout: Option<Duration>) {
     if !console.is_attached() {
         let _ = Lines(debug_port).write_fmt(message);
         return;
     }
     // A message arrives in pieces, which share the time for which it may wait.
-    let until = patience.map(uptime_end);
+    let until = timeout.map(uptime_end);
     let mut waited = false;
     let _ = Lines(|text: &str| match until {
         None => console.write(text, OnFull::Keep),
@@ -133,9 +133,9 @@ fn raise() {
     }
 }
 
-fn uptime_end(patience: Duration) -> Instant {
+fn uptime_end(timeout: Duration) -> Instant {
     if CLOCK.load(Ordering::Acquire) {
-        vcpu::now() + patience
+        vcpu::now() + timeout
     } else {
         Instant(0)
     }
@@ -153,7 +153,7 @@ impl log::Log for Logger {
         let target = record.target();
         let target = target.split(':').next().unwrap_or(target);
         let target = target.strip_prefix("bulkhead_").unwrap_or(target);
-        let patience = (!SERVING.load(Ordering::Relaxed)).then_some(PATIENCE);
+        let timeout = (!SERVING.load(Ordering::Relaxed)).then_some(TIMEOUT);
         emit(
             &mut CONSOLE.lock(),
             format_args!(
@@ -164,7 +164,7 @@ impl log::Log for Logger {
                 target,
                 record.args()
             ),
-            patience,
+            timeout,
         );
     }
 
@@ -204,13 +204,13 @@ pub fn last_words(message: fmt::Arguments<'_>) {
         CONSOLE.lock()
     });
     if console.is_attached() {
-        emit(&mut console, message, Some(LAST_PATIENCE));
+        emit(&mut console, message, Some(CRASH_TIMEOUT));
     }
 }
 
 /// Waits until the console has read everything that was written, for 500 ms at most.
 pub fn drain() {
-    let until = uptime_end(LAST_PATIENCE);
+    let until = uptime_end(CRASH_TIMEOUT);
     loop {
         let Some(mut console) = CONSOLE.try_lock() else {
             return;

@@ -25,11 +25,11 @@ pub struct Settings {
     /// The vCPUs on which guests' requests are served.
     pub vcpus: usize,
     /// The time for which requests wait for a server that is gone before they fail. `None`: for ever.
-    pub patience: Option<Duration>,
+    pub timeout: Option<Duration>,
 }
 
 /// The longest such time that an operator can set, in seconds.
-const LONGEST_PATIENCE: u32 = 86_400;
+const LONGEST_TIMEOUT: u32 = 86_400;
 
 impl Settings {
     /// Reads the time for which an operator wants requests to wait, in seconds; 0 is no limit. The error says what was
@@ -39,16 +39,16 @@ impl Settings {
     /// use bulkhead_nbd::Settings;
     /// use core::time::Duration;
     ///
-    /// assert_eq!(Settings::parse_patience("60"), Ok(Some(Duration::from_secs(60))));
-    /// assert_eq!(Settings::parse_patience("0"), Ok(None));
-    /// assert!(Settings::parse_patience("a minute").is_err());
+    /// assert_eq!(Settings::parse_timeout("60"), Ok(Some(Duration::from_secs(60))));
+    /// assert_eq!(Settings::parse_timeout("0"), Ok(None));
+    /// assert!(Settings::parse_timeout("a minute").is_err());
     /// ```
-    pub fn parse_patience(text: &str) -> Result<Option<Duration>, String> {
+    pub fn parse_timeout(text: &str) -> Result<Option<Duration>, String> {
         match text.parse() {
             Ok(0) => Ok(None),
-            Ok(seconds @ 1..=LONGEST_PATIENCE) => Ok(Some(Duration::from_secs(seconds.into()))),
+            Ok(seconds @ 1..=LONGEST_TIMEOUT) => Ok(Some(Duration::from_secs(seconds.into()))),
             _ => Err(format!(
-                "expected 1 to {LONGEST_PATIENCE} seconds, or 0 for no limit"
+                "expected 1 to {LONGEST_TIMEOUT} seconds, or 0 for no limit"
             )),
         }
     }

@@ -196,8 +196,8 @@ async fn serve_line<H: Hypervisor>(
                     export.changed();
                 }
                 attempts.served((asked, answered), now.since(begun), &end);
-                if let Some(patience) = exports.settings().patience {
-                    attempts.expire_at.get_or_insert(now + patience);
+                if let Some(timeout) = exports.settings().timeout {
+                    attempts.expire_at.get_or_insert(now + timeout);
                 }
                 match end {
                     End::Leaves | End::GivenUp => break,

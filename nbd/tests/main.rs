@@ -5,7 +5,7 @@ mod handshake;
 mod lifecycle;
 mod lines;
 mod names;
-mod patience;
 mod replies;
 mod requests;
+mod timeouts;
 mod volumes;

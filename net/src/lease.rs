@@ -16,7 +16,7 @@ use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr, Ipv4Cid
 /// dropped the first one.
 const ASK_AGAIN: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(4);
 /// The time without an address after which the log says so.
-const PATIENCE: Duration = Duration::from_secs(10);
+const LOG_AFTER: Duration = Duration::from_secs(10);
 /// The number of log lines about a lease that may come at once, and the time after which there may be one more. A
 /// server may give another address with every packet.
 const LINES: RateLimit = RateLimit::new(8, Duration::from_secs(300));
@@ -105,7 +105,7 @@ impl Lease {
             return;
         }
         let since = *self.since.get_or_insert(now);
-        if !self.complained && now.since(since) >= PATIENCE {
+        if !self.complained && now.since(since) >= LOG_AFTER {
             self.complained = true;
             let line = format_args!("network {name}: no DHCP server gives an address");
             self.tell(now, Level::Warn, line);

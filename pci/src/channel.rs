@@ -236,9 +236,9 @@ impl<H: Hypervisor> Channel<H> {
         Ok(self.read(OP + offset_of!(Op, value)))
     }
 
-    /// Waits until pciback has answered the last operation, for the time in [`Options::patience`].
+    /// Waits until pciback has answered the last operation, for the time in [`Options::timeout`].
     async fn answered(&self) -> Result<(), OperationError> {
-        let deadline = self.handle.now() + self.options.patience;
+        let deadline = self.handle.now() + self.options.timeout;
         loop {
             if self.closed.get() {
                 return Err(OperationError::Disconnected);

@@ -46,7 +46,7 @@ pub trait Driver<H: PciHost> {
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// The longest time that pciback may take for an operation; by default 60 seconds. Under load, dom0 takes seconds.
-    pub patience: Duration,
+    pub timeout: Duration,
     /// Called with the port of the channel to pciback before pciback is told of it, and with `None` when the channel
     /// ends. If the domain starts again in place after a crash, that port has to stay open. By default, does nothing.
     pub keep_port: fn(Option<Port>),
@@ -55,7 +55,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
-            patience: Duration::from_secs(60),
+            timeout: Duration::from_secs(60),
             keep_port: |_| (),
         }
     }

@@ -1,6 +1,6 @@
 //! Functions that a domain is given, from its start on and later.
 
-use crate::machine::{Machine, PATIENCE, network, second, states};
+use crate::machine::{Machine, TIMEOUT, network, second, states};
 use bulkhead_pci::{COMMAND_MASTER, MSIX};
 use bulkhead_xen::{DmaMemory, Errno, Mfn};
 use bulkhead_xen_sim::Hypercall;
@@ -58,19 +58,19 @@ fn functions_for_which_dom0_has_no_time_are_found_later() {
         machine.add(&second()),
     ];
     machine.attach(&[&functions[0], &functions[1]]);
-    machine.pass(PATIENCE);
-    machine.pass(PATIENCE);
+    machine.pass(TIMEOUT);
+    machine.pass(TIMEOUT);
     assert!(machine.names().is_empty());
     assert_eq!(machine.states(), states("4", "4"));
     // Not only once.
-    machine.pass(PATIENCE * 3);
+    machine.pass(TIMEOUT * 3);
     machine.sim.pciback(id, |pciback| pciback.stalled = false);
     for _ in 0..4 {
-        machine.pass(PATIENCE / 2);
+        machine.pass(TIMEOUT / 2);
     }
     assert_eq!(machine.names(), ["03:00.0", "0001:05:1f.7"]);
     // Each is met once.
-    machine.pass(PATIENCE * 2);
+    machine.pass(TIMEOUT * 2);
     assert_eq!(machine.names().len(), 2);
 }
 

@@ -1,6 +1,6 @@
 //! Interrupts of functions: which kind is enabled, and where each arrives.
 
-use crate::machine::{Machine, PATIENCE, VCPUS};
+use crate::machine::{Machine, TIMEOUT, VCPUS};
 use bulkhead_pci::{Delivery, Function, Interrupt, OperationError, PciError, Vectors};
 use bulkhead_xen::{Errno, Interrupts, Pirq};
 use bulkhead_xen_sim::SimVcpu;
@@ -206,7 +206,7 @@ fn messages_that_were_enabled_too_late_are_enabled_anew() {
         .sim
         .pciback(id, |pciback| pciback.stall_after = Some(3));
     let first = machine.start(async move { enabling.enable_interrupts(2).await.err() });
-    machine.pass(PATIENCE);
+    machine.pass(TIMEOUT);
     let timed_out = PciError::Operation(OperationError::TimedOut);
     assert_eq!(first.take(), Some(Some(timed_out)));
     machine.sim.pciback(id, |pciback| pciback.stalled = false);

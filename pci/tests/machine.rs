@@ -18,7 +18,7 @@ use std::time::Duration;
 pub const VCPUS: u32 = 3;
 
 /// The longest time that pciback may take.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Functions that the driver has taken.
 #[derive(Clone, Default)]
@@ -86,7 +86,7 @@ impl Machine {
         let memory = Arc::new(domain.hypervisor());
         let grants = TableOnDemand::new(domain.hypervisor());
         let options = Options {
-            patience: PATIENCE,
+            timeout: TIMEOUT,
             ..Options::default()
         };
         let mut frontend = Frontend::new(handle.clone(), store, memory, grants, options);

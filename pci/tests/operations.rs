@@ -1,6 +1,6 @@
 //! Operations that pciback is asked for: one at a time, within a time, and its answers.
 
-use crate::machine::{Machine, PATIENCE};
+use crate::machine::{Machine, TIMEOUT};
 use bulkhead_pci::{OperationError, PciError};
 use bulkhead_xen::Errno;
 use bulkhead_xen_sim::pci::FunctionConfig;
@@ -53,7 +53,7 @@ fn two_tasks_have_their_own_answers() {
             machine.start(async move { function.config().read32(offset).await })
         })
         .into();
-    machine.pass(PATIENCE / 2);
+    machine.pass(TIMEOUT / 2);
     assert!(asked.iter().all(|answer| answer.borrow().is_none()));
     machine.sim.pciback(id, |pciback| pciback.stalled = false);
     machine.run();
@@ -73,14 +73,14 @@ fn an_operation_that_takes_too_long_is_given_up_and_its_answer_is_nobody_elses()
     machine.sim.pciback(id, |pciback| pciback.stalled = true);
     let asking = function.clone();
     let first = machine.start(async move { asking.config().read32(0).await });
-    machine.pass(PATIENCE - Duration::from_millis(1));
+    machine.pass(TIMEOUT - Duration::from_millis(1));
     assert!(first.borrow().is_none());
     machine.pass(Duration::from_millis(1));
     assert_eq!(first.take(), Some(Err(OperationError::TimedOut)));
     // The next one waits for pciback to have done with it.
     let asking = function.clone();
     let second = machine.start(async move { asking.config().read32(8).await });
-    machine.pass(PATIENCE / 2);
+    machine.pass(TIMEOUT / 2);
     assert!(second.borrow().is_none());
     machine.sim.pciback(id, |pciback| pciback.stalled = false);
     machine.run();
@@ -89,9 +89,9 @@ fn an_operation_that_takes_too_long_is_given_up_and_its_answer_is_nobody_elses()
     machine.sim.pciback(id, |pciback| pciback.stalled = true);
     let asking = function.clone();
     let third = machine.start(async move { asking.config().read32(0).await });
-    machine.pass(PATIENCE);
+    machine.pass(TIMEOUT);
     let fourth = machine.start(async move { function.config().read32(8).await });
-    machine.pass(PATIENCE);
+    machine.pass(TIMEOUT);
     assert_eq!(third.take(), Some(Err(OperationError::TimedOut)));
     assert_eq!(fourth.take(), Some(Err(OperationError::TimedOut)));
 }

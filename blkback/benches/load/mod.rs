@@ -19,7 +19,7 @@ const DISKS_PER_GUEST: usize = 8;
 
 /// The number of times that time is let pass for answers that are held back for others to join them, by each of the
 /// domains that a request goes through.
-const PATIENCE: u32 = 60;
+const COALESCING_STEPS: u32 = 60;
 
 /// Bytes of a disk of the driver domain's own.
 const OWN_DISK: usize = 4 << 20;
@@ -213,7 +213,7 @@ impl Load {
             }
             link.kick();
         }
-        for _ in 0..PATIENCE {
+        for _ in 0..COALESCING_STEPS {
             let (before, start) = (allocations(), Instant::now());
             serve(self.world);
             taken.time += start.elapsed();

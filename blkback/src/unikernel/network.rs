@@ -76,12 +76,12 @@ impl Network {
             log::error!("networks of our own cannot be followed any more: {error}");
         });
 
-        let patience = value(line, TIMEOUT).map(bulkhead_nbd::Settings::parse_patience);
-        let patience = patience.unwrap_or(Ok(None)).unwrap_or_else(|expected| {
+        let timeout = value(line, TIMEOUT).map(bulkhead_nbd::Settings::parse_timeout);
+        let timeout = timeout.unwrap_or(Ok(None)).unwrap_or_else(|expected| {
             log::error!("command line: {TIMEOUT}: {expected}; requests wait for ever");
             None
         });
-        let settings = bulkhead_nbd::Settings { vcpus, patience };
+        let settings = bulkhead_nbd::Settings { vcpus, timeout };
         let plain = Exports::new(handle.clone(), interfaces, None, settings);
         stores.register(Box::new(nbd_store(plain.clone())));
         let mut exports = Vec::from([plain.clone()]);

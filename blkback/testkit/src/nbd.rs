@@ -33,7 +33,7 @@ pub(crate) fn client(
     let vcpus = executors.spawners().len();
     let settings = Settings {
         vcpus,
-        patience: None,
+        timeout: None,
     };
     let network: Rc<dyn bulkhead_stream::Network> = match over_network {
         true => interfaces(storage, executors, store, own),

@@ -48,15 +48,15 @@ pub fn prepare<'g, 'h>(
     let device = contestant.device();
     let command = guest_counts::around(device, &job.command(device, runtime));
     let consoles = guests.iter().map(|guest| guest.console_length()).collect();
-    let patience = FIO_START * guests.len() as u32;
+    let timeout = FIO_START * guests.len() as u32;
     let ready = Ready {
         guests,
         consoles,
         started: Guest::start_in_each(guests, &command)?,
         runtime,
-        most: RAMP + runtime + patience,
+        most: RAMP + runtime + timeout,
     };
-    ready.each_shows(guest_counts::WAITS, patience)?;
+    ready.each_shows(guest_counts::WAITS, timeout)?;
     Ok(ready)
 }
 

@@ -117,8 +117,8 @@ done
 echo "step: booting 32-bit Linux, which reads the disk and has fio verify it"
 xl create -q /lab/guest.cfg
 while xl domid guest >/dev/null 2>&1; do
-    if [ $SECONDS -gt {PATIENCE} ]; then
-        echo "32-bit Linux has not ended within {PATIENCE} emulated seconds; these are its registers and its stack:"
+    if [ $SECONDS -gt {TIMEOUT} ]; then
+        echo "32-bit Linux has not ended within {TIMEOUT} emulated seconds; these are its registers and its stack:"
         xenctx -k 0xc0000000 -C -l 40 "$(xl domid guest)"
         exit 1
     fi
@@ -132,7 +132,7 @@ xl shutdown -w storage >/dev/null
 
 /// The longest time that dom0's script waits for the end of the guest, in emulated seconds; it takes 140. They pass
 /// quickly while a guest stands still, so that this is known long before the lab's own limit.
-const PATIENCE: u32 = 400;
+const TIMEOUT: u32 = 400;
 
 /// The line above the driver domain's log, in dom0's output.
 const LOG: &str = "log of the driver domain:";

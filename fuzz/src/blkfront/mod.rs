@@ -9,7 +9,7 @@ use crate::heap;
 use bulkhead_blkback_testkit::{
     Bystander, Frontend, Guest, IMAGE_SIZE, Link, Lower, SECTORS, Script, Setup, World, content,
 };
-use bulkhead_blkfront::PATIENCE;
+use bulkhead_blkfront::UNSENT_TIMEOUT;
 use bulkhead_ring::blkif::{BlkifSector, Discard, Opcode, Operation, Request, Status};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk};
 use bulkhead_xenbus::XenbusState;
@@ -290,11 +290,11 @@ impl Stage<'_> {
         }
     }
 
-    /// Destroys the backend for good, and checks that the driver domain answers every request within [`PATIENCE`] and
+    /// Destroys the backend for good, and checks that the driver domain answers every request within [`UNSENT_TIMEOUT`] and
     /// releases everything of the guest.
     fn end(mut self) {
         self.backend.destroy();
-        self.world.wait(PATIENCE + LIBXL_WAITS);
+        self.world.wait(UNSENT_TIMEOUT + LIBXL_WAITS);
         self.look();
         if let Some((disk, true)) = &mut self.disk {
             assert_eq!(disk.link().outstanding(), 0, "requests without an answer");

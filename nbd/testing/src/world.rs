@@ -51,8 +51,8 @@ impl World {
         World::with(config, None, None)
     }
 
-    /// Returns a machine whose requests wait for servers for `patience`, and use TLS if there is some.
-    pub fn with(config: Config, patience: Option<Duration>, tls: Option<Rc<dyn Tls>>) -> World {
+    /// Returns a machine whose requests wait for servers for `timeout`, and use TLS if there is some.
+    pub fn with(config: Config, timeout: Option<Duration>, tls: Option<Rc<dyn Tls>>) -> World {
         let sim = Sim::new();
         let domain = sim.add_domain_with(DomainConfig {
             vcpus: 2,
@@ -70,7 +70,7 @@ impl World {
             (NAME.to_string(), server.clone()),
             (NAME.to_string(), other.clone()),
         ]);
-        let settings = Settings { vcpus: 2, patience };
+        let settings = Settings { vcpus: 2, timeout };
         let exports = Exports::new(executors[0].handle(), Rc::new(network), tls, settings);
         World {
             store: Rc::new(nbd_store(exports.clone())),

@@ -11,8 +11,8 @@ const DOWN: Reach = Reach::Fails(ConnectError::Refused);
 
 #[test]
 fn requests_fail_after_the_time_that_was_asked_for() {
-    let patience = Duration::from_secs(60);
-    let world = World::with(Config::default(), Some(patience), None);
+    let timeout = Duration::from_secs(60);
+    let world = World::with(Config::default(), Some(timeout), None);
     let mut disk = world.open(DISK);
     let buffer = Buffer::new(&world, 1);
     world.server.change(|config| config.reach = DOWN);
@@ -38,8 +38,8 @@ fn requests_fail_after_the_time_that_was_asked_for() {
 
 #[test]
 fn no_timer_of_a_connection_outlasts_its_export() {
-    let patience = Duration::from_secs(86_400);
-    let world = World::with(Config::default(), Some(patience), None);
+    let timeout = Duration::from_secs(86_400);
+    let world = World::with(Config::default(), Some(timeout), None);
     let mut disk = world.open(DISK);
     let buffer = Buffer::new(&world, 1);
     for _ in 0..3 {
@@ -53,18 +53,18 @@ fn no_timer_of_a_connection_outlasts_its_export() {
 
 #[test]
 fn requests_fail_after_that_time_although_a_server_that_says_nothing_is_connected_to() {
-    for patience in [1, 10, 20, 45, 60, 100, 600] {
-        let world = World::with(Config::default(), Some(Duration::from_secs(patience)), None);
+    for timeout in [1, 10, 20, 45, 60, 100, 600] {
+        let world = World::with(Config::default(), Some(Duration::from_secs(timeout)), None);
         let mut disk = world.open(DISK);
         let buffer = Buffer::new(&world, 1);
         world.server.decide(|_| Fate::Lost);
         disk.ask(1, read(0), &buffer.whole(512));
         // Half a minute until that shows, and the time that was asked for.
-        world.wait(Duration::from_secs(29 + patience));
-        assert_eq!(disk.completed(), [], "{patience}");
+        world.wait(Duration::from_secs(29 + timeout));
+        assert_eq!(disk.completed(), [], "{timeout}");
         world.wait(Duration::from_secs(2));
         let failed = [(1, Err(IoError::Medium))];
-        assert_eq!(disk.completed(), failed, "{patience}");
+        assert_eq!(disk.completed(), failed, "{timeout}");
         // From then on, whatever is asked has half a minute at most.
         let (mut pending, mut waits) = (false, 0);
         for second in 0.. {
@@ -88,7 +88,7 @@ fn requests_fail_after_that_time_although_a_server_that_says_nothing_is_connecte
             }
             assert!(
                 !pending || waits <= 30,
-                "{patience}: one waits for {waits} s"
+                "{timeout}: one waits for {waits} s"
             );
         }
         // It is used again as soon as it answers.
@@ -101,10 +101,10 @@ fn requests_fail_after_that_time_although_a_server_that_says_nothing_is_connecte
         world.server.change(|config| config.reach = DOWN);
         world.server.drop_all(Ended::TimedOut);
         disk.ask(2, read(0), &buffer.whole(512));
-        world.wait(Duration::from_millis(patience * 1000 - 500));
-        assert_eq!(disk.completed(), [], "{patience}");
+        world.wait(Duration::from_millis(timeout * 1000 - 500));
+        assert_eq!(disk.completed(), [], "{timeout}");
         world.wait(Duration::from_secs(1));
-        assert_eq!(disk.completed(), [(2, Err(IoError::Medium))], "{patience}");
+        assert_eq!(disk.completed(), [(2, Err(IoError::Medium))], "{timeout}");
         drop((disk, buffer));
         world.end();
     }

@@ -15,7 +15,7 @@ struct Device {
 
 impl StopDevice for Device {
     fn begin_stop(&self) {
-        logger::last_words(format_args!("a device is told to stop\n"));
+        logger::emergency(format_args!("a device is told to stop\n"));
         if self.fails {
             // SAFETY: meant to crash: a driver whose registers are not mapped any more.
             unsafe { (0x7000_0000_1000 as *mut u32).write_volatile(0) };
@@ -31,7 +31,7 @@ impl StopDevice for Device {
         let looked = self.looks_left.fetch_update(order, order, one_less);
         let stopped = looked == Err(0);
         if stopped {
-            logger::last_words(format_args!("a device has stopped\n"));
+            logger::emergency(format_args!("a device has stopped\n"));
         }
         stopped
     }

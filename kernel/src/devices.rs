@@ -16,7 +16,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 pub(crate) fn stop() -> usize {
     let running = DEVICES.stop_all(vcpu::now, LIMIT).running;
     if running > 0 {
-        logger::last_words(format_args!(
+        logger::emergency(format_args!(
             "\n{running} device(s) do not stop, and may write to guests' pages until Xen takes the devices away\n"
         ));
         logger::drain();

@@ -193,7 +193,7 @@ pub fn read() -> Option<u8> {
 
 /// Writes a message although the domain is about to crash: to the console, even if its lock was
 /// held when that happened, and to Xen's log. Other vCPUs have been told to stop.
-pub fn last_words(message: fmt::Arguments<'_>) {
+pub fn emergency(message: fmt::Arguments<'_>) {
     let _ = Lines(debug_port).write_fmt(message);
     // Another vCPU may take a moment to stop, and may be writing.
     let mut tries = (0..STOPPING).map(|_| core::hint::spin_loop());

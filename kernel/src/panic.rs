@@ -66,7 +66,7 @@ fn begin() {
 
 /// Adds to the report of a failure: to the console, Xen's log and, with recovery, the record for the next boot.
 fn say(message: fmt::Arguments<'_>) {
-    logger::last_words(message);
+    logger::emergency(message);
     #[cfg(feature = "recover")]
     restart::note(message);
 }

@@ -151,7 +151,7 @@ fn what_there_is_no_room_for_is_dropped_at_once_and_counted() {
 }
 
 #[test]
-fn last_words_come_before_what_nobody_reads() {
+fn emergency_messages_come_before_what_nobody_reads() {
     let (mut reader, mut console) = Reader::new();
     for _ in 0..100 {
         console.write(&"x".repeat(100), OnFull::Keep);

@@ -70,7 +70,7 @@ fn map_guards() -> Result<(), Unmapped> {
 }
 
 pub(super) fn say(text: fmt::Arguments<'_>) {
-    logger::last_words(text);
+    logger::emergency(text);
     logger::drain();
 }
 

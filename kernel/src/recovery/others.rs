@@ -151,7 +151,7 @@ pub unsafe fn reset() {
     let stopped = || others().all(|vcpu| !runs(vcpu.id()));
     let until = vcpu::now() + HALT_LIMIT;
     if wait(until, || halting::halted() >= told && stopped()).is_none() {
-        logger::last_words(format_args!("another vCPU does not take an NMI\n"));
+        logger::emergency(format_args!("another vCPU does not take an NMI\n"));
         for vcpu in others() {
             let _ = operation(VCPUOP_DOWN, vcpu.id());
         }

@@ -17,12 +17,12 @@ pub struct Client {
     done: Vec<(Tag, Result<(), IoError>)>,
     waker: Option<Waker>,
     state: QueueState,
-    wish: Wish,
+    slot_wait: SlotWait,
 }
 
 /// What a queue waits for after one of its requests was not taken, because the device had no free command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wish {
+enum SlotWait {
     Nothing,
     /// It waits for a free command.
     Waits,
@@ -43,7 +43,7 @@ impl Client {
             done: room_for(depth)?,
             waker: None,
             state: QueueState::Open,
-            wish: Wish::Nothing,
+            slot_wait: SlotWait::Nothing,
         })
     }
 
@@ -69,7 +69,7 @@ impl Client {
         self.state = QueueState::Closed;
         self.requests = 0;
         self.done.clear();
-        core::mem::replace(&mut self.wish, Wish::Nothing) != Wish::Nothing
+        core::mem::replace(&mut self.slot_wait, SlotWait::Nothing) != SlotWait::Nothing
     }
 
     /// Notes that its queue, which was closed, is dropped.
@@ -85,12 +85,12 @@ impl Client {
 
     /// Returns whether it is to have a share of the device's commands: it uses some, or waits for one.
     pub fn is_active(&self) -> bool {
-        self.commands > 0 || self.wish != Wish::Nothing
+        self.commands > 0 || self.slot_wait != SlotWait::Nothing
     }
 
     /// Notes that a request was refused because the device had no free command. Returns true if it did not wait before.
-    pub fn turned_away(&mut self) -> bool {
-        let waited = core::mem::replace(&mut self.wish, Wish::Waits) != Wish::Nothing;
+    pub fn note_busy(&mut self) -> bool {
+        let waited = core::mem::replace(&mut self.slot_wait, SlotWait::Waits) != SlotWait::Nothing;
         !waited
     }
 
@@ -98,20 +98,20 @@ impl Client {
     #[inline]
     pub fn taken(&mut self) -> bool {
         self.requests += 1;
-        self.wish != Wish::Nothing && {
-            self.wish = Wish::Nothing;
+        self.slot_wait != SlotWait::Nothing && {
+            self.slot_wait = SlotWait::Nothing;
             true
         }
     }
 
     /// Returns whether it waits and was not told of a free command yet.
     pub fn waits(&self) -> bool {
-        self.wish == Wish::Waits
+        self.slot_wait == SlotWait::Waits
     }
 
     /// Tells it that it may try again.
     pub fn tell(&mut self) {
-        self.wish = Wish::Told { yet: false };
+        self.slot_wait = SlotWait::Told { yet: false };
         self.wake();
     }
 
@@ -152,14 +152,14 @@ impl Client {
             ready: any,
             gave_up: false,
         };
-        if let Wish::Told { yet } = self.wish {
+        if let SlotWait::Told { yet } = self.slot_wait {
             match yet {
                 false => {
-                    self.wish = Wish::Told { yet: true };
+                    self.slot_wait = SlotWait::Told { yet: true };
                     drained.ready = true;
                 }
                 true => {
-                    self.wish = Wish::Nothing;
+                    self.slot_wait = SlotWait::Nothing;
                     drained.gave_up = true;
                 }
             }

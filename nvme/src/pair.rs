@@ -60,7 +60,7 @@ pub struct Pair {
     limits: Limits,
     clients: Vec<Client>,
     /// The number of clients of which a request was refused as no slot was free, and that still wait for one.
-    turned_away: usize,
+    waiting_clients: usize,
     /// The client that is offered a free slot first.
     turn: usize,
     /// The current time in seconds, as of the last check of the commands.
@@ -88,7 +88,7 @@ impl Pair {
             splits: Splits::new()?,
             limits,
             clients: Vec::new(),
-            turned_away: 0,
+            waiting_clients: 0,
             turn: 0,
             now: 0,
             counts: Counts::default(),
@@ -127,7 +127,7 @@ impl Pair {
             return submitted;
         }
         let Some(slot) = self.slots.next() else {
-            return self.turn_away(number);
+            return self.busy(number);
         };
         if action.moves_data() {
             let run = match run(segments.iter().map(Part::of), &self.lists.of(slot)) {
@@ -155,7 +155,7 @@ impl Pair {
             return submitted;
         }
         if self.slots.free() == 0 {
-            return self.turn_away(number);
+            return self.busy(number);
         }
         self.send(nvm::flush(blocks.namespace), Owner::Request(tag), number);
         self.note_taken(number);
@@ -168,10 +168,10 @@ impl Pair {
         match self.state {
             State::Running => {}
             State::Dead | State::Stuck => return Some(Submitted::Done(Err(IoError::Medium))),
-            State::Stopped | State::Quiet | State::Broken => return Some(self.turn_away(number)),
+            State::Stopped | State::Quiet | State::Broken => return Some(self.busy(number)),
         }
-        let has_share = self.turned_away == 0 || self.has_share(number);
-        (!has_share || self.clients[number].is_full()).then(|| self.turn_away(number))
+        let has_share = self.waiting_clients == 0 || self.has_share(number);
+        (!has_share || self.clients[number].is_full()).then(|| self.busy(number))
     }
 
     /// Returns whether a client may have one more command while others wait for one: if it has less than its equal
@@ -184,15 +184,15 @@ impl Pair {
     }
 
     #[cold]
-    fn turn_away(&mut self, number: usize) -> Submitted {
-        self.turned_away += usize::from(self.clients[number].turned_away());
+    fn busy(&mut self, number: usize) -> Submitted {
+        self.waiting_clients += usize::from(self.clients[number].note_busy());
         Submitted::Busy
     }
 
     #[inline]
     fn note_taken(&mut self, number: usize) {
         if self.clients[number].taken() {
-            self.turned_away -= 1;
+            self.waiting_clients -= 1;
         }
     }
 
@@ -230,7 +230,7 @@ impl Pair {
                 return false;
             }
         }
-        if any && (self.turned_away > 0 || self.splits.any()) {
+        if any && (self.waiting_clients > 0 || self.splits.any()) {
             self.use_free_slots();
         }
         self.rings.acknowledge(&*self.registers, false);

@@ -51,7 +51,7 @@ pub struct DeviceQueue {
     direct: Option<usize>,
     clients: Vec<Client>,
     /// The number of clients of which a request was refused as no slot was free, and that still wait for one.
-    turned_away: usize,
+    waiting_clients: usize,
     /// The client that is offered a free slot first.
     turn: usize,
     /// The current time in seconds, as of the last check of the requests.
@@ -84,7 +84,7 @@ impl DeviceQueue {
             slots: Slots::new(memory, slots)?,
             direct,
             clients: Vec::new(),
-            turned_away: 0,
+            waiting_clients: 0,
             turn: 0,
             now: 0,
             forgets,
@@ -129,7 +129,7 @@ impl DeviceQueue {
             return submitted;
         }
         let Some(number) = self.slots.next() else {
-            return self.turn_away(client);
+            return self.busy(client);
         };
         let (descriptors, writable) = match self.build(number, request, segments) {
             Ok(built) => built,
@@ -149,7 +149,7 @@ impl DeviceQueue {
         });
         self.clients[client].commands += 1;
         if self.clients[client].taken() {
-            self.turned_away -= 1;
+            self.waiting_clients -= 1;
         }
         self.push(number);
         self.watch.begin_ticks();
@@ -211,10 +211,10 @@ impl DeviceQueue {
         match self.state {
             State::Running => {}
             State::Dead | State::Stuck => return Some(Submitted::Done(Err(IoError::Medium))),
-            State::Stopped | State::Quiet | State::Broken => return Some(self.turn_away(client)),
+            State::Stopped | State::Quiet | State::Broken => return Some(self.busy(client)),
         }
-        let has_share = self.turned_away == 0 || self.has_share(client);
-        (!has_share || self.clients[client].is_full()).then(|| self.turn_away(client))
+        let has_share = self.waiting_clients == 0 || self.has_share(client);
+        (!has_share || self.clients[client].is_full()).then(|| self.busy(client))
     }
 
     /// Returns whether a client may have one more slot while others wait for one: if it has less than its equal share.
@@ -226,8 +226,8 @@ impl DeviceQueue {
     }
 
     #[cold]
-    fn turn_away(&mut self, client: usize) -> Submitted {
-        self.turned_away += usize::from(self.clients[client].turned_away());
+    fn busy(&mut self, client: usize) -> Submitted {
+        self.waiting_clients += usize::from(self.clients[client].note_busy());
         Submitted::Busy
     }
 
@@ -270,7 +270,7 @@ impl DeviceQueue {
                 }
             }
         }
-        if any && self.turned_away > 0 {
+        if any && self.waiting_clients > 0 {
             self.use_free_slots();
         }
     }

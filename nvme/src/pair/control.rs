@@ -94,7 +94,7 @@ impl Pair {
                 self.advance(number);
             }
         }
-        if self.turned_away == 0 {
+        if self.waiting_clients == 0 {
             return;
         }
         let (count, mut free) = (self.clients.len(), self.slots.free());
@@ -114,7 +114,7 @@ impl Pair {
     /// command in flight whose end would do so.
     #[cold]
     pub(super) fn pass_on(&mut self) {
-        self.turned_away -= 1;
+        self.waiting_clients -= 1;
         if self.state == State::Running {
             self.use_free_slots();
             self.submit();

@@ -21,7 +21,7 @@ impl Pair {
             return Submitted::Done(Err(IoError::Misaligned));
         }
         let Some(split) = self.splits.begin(number as u16, tag, action, blocks) else {
-            return self.turn_away(number);
+            return self.busy(number);
         };
         let parts = &mut self.splits.get(split).parts;
         for segment in segments {
@@ -60,7 +60,7 @@ impl Pair {
             let Some(slot) = self.slots.next() else {
                 return;
             };
-            if self.turned_away > 0 && !self.has_share(client) {
+            if self.waiting_clients > 0 && !self.has_share(client) {
                 return;
             }
             let split = self.splits.get(number);

@@ -75,7 +75,7 @@ impl DeviceQueue {
     /// request in flight whose end would do so.
     #[cold]
     pub(super) fn pass_on(&mut self) {
-        self.turned_away -= 1;
+        self.waiting_clients -= 1;
         if self.state == State::Running {
             self.use_free_slots();
         }

@@ -1,6 +1,6 @@
 //! The client: whom it trusts, and what it shows of itself.
 
-use crate::clock::{Clock, Timepiece};
+use crate::clock::{Clock, ClockProvider};
 use crate::encoding;
 use crate::error::{ConfigError, TlsError};
 use crate::handshake::handshake;
@@ -41,7 +41,7 @@ impl Client {
         clock: impl Clock + 'static,
     ) -> Result<Client, ConfigError> {
         let provider = Arc::new(provider(random));
-        let clock = Arc::new(Timepiece(clock));
+        let clock = Arc::new(ClockProvider(clock));
         let verifier = Arc::new(Verifier::new(roots(authorities)?, provider.clone()));
         let builder = ClientConfig::builder_with_details(provider, clock)
             .with_safe_default_protocol_versions()

@@ -13,9 +13,9 @@ pub trait Clock: Send + Sync + fmt::Debug {
 
 /// A clock, as rustls takes it.
 #[derive(Debug)]
-pub struct Timepiece<C>(pub C);
+pub struct ClockProvider<C>(pub C);
 
-impl<C: Clock> TimeProvider for Timepiece<C> {
+impl<C: Clock> TimeProvider for ClockProvider<C> {
     fn current_time(&self) -> Option<UnixTime> {
         self.0.now().map(UnixTime::since_unix_epoch)
     }

@@ -1,6 +1,6 @@
 //! Guests that ask without end for all that a vCPU can do: each gets its share, whatever the number of its queues.
 
-use bulkhead_blkback_testkit::{Frontend, Guest, Link, Meanwhile, Setup, Style, World};
+use bulkhead_blkback_testkit::{DeviceHook, Frontend, Guest, Link, Setup, Style, World};
 use bulkhead_ring::blkif::SLOT_SIZE;
 use bulkhead_ring::{Index, RingMemory, SharedPages};
 use bulkhead_xenbus::XenbusState;
@@ -47,9 +47,9 @@ impl Asking {
 
 #[test]
 fn a_guest_with_many_queues_gets_about_twice_as_much_at_most() {
-    let meanwhile = Meanwhile::default();
+    let hook = DeviceHook::default();
     let world = World::with(Setup {
-        layer: Some(meanwhile.layer("vbd")),
+        layer: Some(hook.layer("vbd")),
         ..Setup::default()
     });
     let guests = [Guest::new(&world), Guest::new(&world)];
@@ -70,7 +70,7 @@ fn a_guest_with_many_queues_gets_about_twice_as_much_at_most() {
             counting.set(Some(answered));
         }
     };
-    meanwhile.set(ask.clone());
+    hook.set(ask.clone());
     ask();
     world.run();
     let [many, one] = counted.get().expect("all was counted");
@@ -79,7 +79,7 @@ fn a_guest_with_many_queues_gets_about_twice_as_much_at_most() {
         "{many} for eight queues, {one} for one"
     );
     assert!(one <= many, "{many} for eight queues, {one} for one");
-    meanwhile.end();
+    hook.end();
     both.borrow_mut().iter_mut().for_each(Asking::collect);
     for disk in greedy.iter().chain(&modest) {
         disk.go(XenbusState::Closing);
@@ -98,14 +98,14 @@ fn a_guest_with_many_queues_gets_about_twice_as_much_at_most() {
 /// Counts requests of the greedy guest as they are served, and the ones that were when the modest guest's ring had a response.
 /// Each time, does what is asked for with the count.
 fn count_until_answered(
-    meanwhile: &Meanwhile,
+    hook: &DeviceHook,
     modest: SharedPages,
     mut then: impl FnMut(u32) + 'static,
 ) -> Rc<Cell<(u32, Option<u32>)>> {
     let answered = modest.load(Index::ResponseProducer);
     let served = Rc::new(Cell::new((0, None)));
     let counting = served.clone();
-    meanwhile.set(move || {
+    hook.set(move || {
         let (count, mut waited) = counting.get();
         if modest.load(Index::ResponseProducer) != answered {
             waited = waited.or(Some(count));
@@ -131,9 +131,9 @@ fn a_guest_that_never_stops_asking_gets_no_more_than_its_turn() {
         Asked::Read { persistent: false },
         Asked::Read { persistent: true },
     ] {
-        let meanwhile = Meanwhile::default();
+        let hook = DeviceHook::default();
         let world = World::with(Setup {
-            layer: Some(meanwhile.layer("xvdg")),
+            layer: Some(hook.layer("xvdg")),
             ..Setup::default()
         });
         let guests = [Guest::new(&world), Guest::new(&world)];
@@ -162,7 +162,7 @@ fn a_guest_that_never_stops_asking_gets_no_more_than_its_turn() {
             }
         }
         theirs.read(slot_of(first), &mut request);
-        let served = count_until_answered(&meanwhile, ours, move |count| {
+        let served = count_until_answered(&hook, ours, move |count| {
             // Not for ever, so that the test comes to an end.
             if (1..5000).contains(&count) {
                 theirs.write(slot_of(first + SLOTS + count - 1), &request);
@@ -181,7 +181,7 @@ fn a_guest_that_never_stops_asking_gets_no_more_than_its_turn() {
             "{asked:?}: it waited for {waited} of the other's"
         );
         assert_eq!(modest.link().collect().len(), 1);
-        meanwhile.end();
+        hook.end();
         greedy.go(XenbusState::Closing);
         greedy.go(XenbusState::Closed);
         greedy.take_down();
@@ -198,9 +198,9 @@ const PAGES_OF_A_TURN: u32 = 256 + 11;
 fn a_guest_with_a_large_ring_of_large_requests_gets_no_more_than_its_turn() {
     const PAGES: u32 = 11;
     for persistent in [true, false] {
-        let meanwhile = Meanwhile::default();
+        let hook = DeviceHook::default();
         let world = World::with(Setup {
-            layer: Some(meanwhile.layer("xvdg")),
+            layer: Some(hook.layer("xvdg")),
             ..Setup::default()
         });
         let guests = [Guest::with_memory(&world, 2048), Guest::new(&world)];
@@ -226,7 +226,7 @@ fn a_guest_with_a_large_ring_of_large_requests_gets_no_more_than_its_turn() {
         while greedy.link().ring.free() > 0 {
             greedy.link().push_slot(&request);
         }
-        let served = count_until_answered(&meanwhile, ours, |_| {});
+        let served = count_until_answered(&hook, ours, |_| {});
         greedy.link().kick();
         modest.link().push_read(0, 1);
         modest.link().kick();
@@ -241,7 +241,7 @@ fn a_guest_with_a_large_ring_of_large_requests_gets_no_more_than_its_turn() {
             "persistent {persistent}: it waited for {waited} of the other's"
         );
         assert_eq!(modest.link().collect().len(), 1);
-        meanwhile.end();
+        hook.end();
         greedy.link().collect();
         greedy.go(XenbusState::Closing);
         greedy.go(XenbusState::Closed);

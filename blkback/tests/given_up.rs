@@ -2,7 +2,7 @@
 
 use bulkhead_blkback::engine::Options;
 use bulkhead_blkback_testkit::{
-    Bystander, Frontend, Guest, Meanwhile, SECTORS, Setup, World, content,
+    Bystander, DeviceHook, Frontend, Guest, SECTORS, Setup, World, content,
 };
 use bulkhead_images::DiscardMode;
 use bulkhead_ring::blkif::{BlkifSector, Discard, Operation, Request, Status};
@@ -20,10 +20,10 @@ const DISCARDS: usize = 32;
 
 /// Returns a machine with a larger image, `large`, and the hook that runs at the calls to the device of its disk
 /// `xvdl`.
-fn world(discard: DiscardMode) -> (World, Meanwhile) {
-    let meanwhile = Meanwhile::default();
+fn world(discard: DiscardMode) -> (World, DeviceHook) {
+    let hook = DeviceHook::default();
     let mut setup = Setup {
-        layer: Some(meanwhile.layer("xvdl")),
+        layer: Some(hook.layer("xvdl")),
         reservation: true,
         options: Options {
             discard,
@@ -33,7 +33,7 @@ fn world(discard: DiscardMode) -> (World, Meanwhile) {
     };
     let large = ("large".into(), content(7, SLICES * MIB));
     setup.images.push(large);
-    (World::with(setup), meanwhile)
+    (World::with(setup), hook)
 }
 
 /// Asks for all of the disk to be discarded, as often as the ring has room.
@@ -53,11 +53,11 @@ fn discard_all(disk: &mut Frontend<'_>) {
 
 /// Lets `act` happen while the discards go on. Until each look of the queue at its device, dom0 works beside the driver
 /// domain, and a millisecond passes. Returns a counter of the looks after `act`.
-fn in_the_middle(world: &World, meanwhile: &Meanwhile, act: impl Fn() + 'static) -> Rc<Cell<u32>> {
+fn in_the_middle(world: &World, hook: &DeviceHook, act: impl Fn() + 'static) -> Rc<Cell<u32>> {
     let looks = Rc::new(Cell::new(0));
     let (counted, sim) = (looks.clone(), world.sim.clone());
     let mut before = 10;
-    meanwhile.set(move || {
+    hook.set(move || {
         if before > 0 {
             before -= 1;
             if before == 0 {
@@ -69,7 +69,7 @@ fn in_the_middle(world: &World, meanwhile: &Meanwhile, act: impl Fn() + 'static)
         sim.step_xenstored();
         sim.advance_to(sim.now() + Duration::from_millis(1));
     });
-    meanwhile.at_every_look();
+    hook.at_every_look();
     looks
 }
 
@@ -84,12 +84,12 @@ fn is_open(world: &World) -> bool {
 #[test]
 fn a_dead_guests_discards_are_dropped() {
     for mode in [DiscardMode::Keep, DiscardMode::Release] {
-        let (world, meanwhile) = world(mode);
+        let (world, hook) = world(mode);
         let mut other = Bystander::new(&world);
         let guest = Guest::new(&world);
         let mut disk = guest.attach("xvdl", "ram:large").connected();
         let (sim, vbd) = (world.sim.clone(), disk.vbd.clone());
-        let looks = in_the_middle(&world, &meanwhile, move || {
+        let looks = in_the_middle(&world, &hook, move || {
             sim.destroy_domain(vbd.frontend);
             toolstack::force_detach(&mut sim.store(), &vbd);
         });
@@ -101,7 +101,7 @@ fn a_dead_guests_discards_are_dropped() {
             (1..64).contains(&looks),
             "{mode}: went on for {looks} looks"
         );
-        meanwhile.end();
+        hook.end();
         other.io();
         // The image is as good as ever.
         let mut again = Guest::new(&world).attach("xvda", "ram:large").connected();
@@ -115,7 +115,7 @@ fn a_dead_guests_discards_are_dropped() {
 
 #[test]
 fn an_ending_driver_domain_does_not_wait_for_discards() {
-    let (world, meanwhile) = world(DiscardMode::Keep);
+    let (world, hook) = world(DiscardMode::Keep);
     let guest = Guest::new(&world);
     let mut disk = guest.attach("xvdl", "ram:large").connected();
     let closed = Rc::new(Cell::new(false));
@@ -124,7 +124,7 @@ fn an_ending_driver_domain_does_not_wait_for_discards() {
     // is asked to end.
     disk.say(XenbusState::Closing);
     disk.say(XenbusState::Closed);
-    let looks = in_the_middle(&world, &meanwhile, move || {
+    let looks = in_the_middle(&world, &hook, move || {
         let (done, ending) = (done.clone(), backend.clone());
         backend.services.handle.spawn(async move {
             ending.close().await;
@@ -137,7 +137,7 @@ fn an_ending_driver_domain_does_not_wait_for_discards() {
     assert!(closed.get(), "the driver domain waits for something");
     let looks = looks.get();
     assert!((1..128).contains(&looks), "went on for {looks} looks");
-    meanwhile.end();
+    hook.end();
     let answers = disk.link().collect();
     assert_eq!(answers.len(), DISCARDS, "the guest is alive and is told");
     let failed = |status| {
@@ -154,12 +154,12 @@ fn an_ending_driver_domain_does_not_wait_for_discards() {
 
 #[test]
 fn a_guest_that_closes_has_its_discards_carried_out() {
-    let (world, meanwhile) = world(DiscardMode::Keep);
+    let (world, hook) = world(DiscardMode::Keep);
     let guest = Guest::new(&world);
     let mut disk = guest.attach("xvdl", "ram:large").connected();
     let sim = world.sim.clone();
     let path = disk.vbd.frontend_path();
-    let looks = in_the_middle(&world, &meanwhile, move || {
+    let looks = in_the_middle(&world, &hook, move || {
         for state in [XenbusState::Closing, XenbusState::Closed] {
             sim.store()
                 .write(&format!("{path}/state"), &state.to_string());
@@ -173,7 +173,7 @@ fn a_guest_that_closes_has_its_discards_carried_out() {
         "{}",
         looks.get()
     );
-    meanwhile.end();
+    hook.end();
     let answers = disk.link().collect();
     assert_eq!(answers.len(), DISCARDS);
     assert!(answers.iter().all(|answer| answer.status == Status::Okay));

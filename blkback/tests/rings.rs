@@ -2,7 +2,7 @@
 
 use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback_testkit::{
-    Bystander, Frontend, Guest, IMAGE_SIZE, Meanwhile, PATHS, Page, Random, Setup, Style, World,
+    Bystander, DeviceHook, Frontend, Guest, IMAGE_SIZE, PATHS, Page, Random, Setup, Style, World,
     content, on_every_path,
 };
 use bulkhead_grant::GrantAccess;
@@ -272,9 +272,9 @@ fn malformed_index_pages() {
 fn an_index_page_that_changes_after_it_was_read_changes_nothing() {
     // When the first request of a sweep reaches the device, all index pages are overwritten.
     for (path, persistent) in [(DataPath::Auto, true), (DataPath::Map, false)] {
-        let meanwhile = Meanwhile::default();
+        let hook = DeviceHook::default();
         let setup = Setup {
-            layer: Some(meanwhile.layer("xvda")),
+            layer: Some(hook.layer("xvda")),
             ..Setup::on_path(path)
         };
         let world = World::with(setup);
@@ -287,7 +287,7 @@ fn an_index_page_that_changes_after_it_was_read_changes_nothing() {
         assert_eq!(index.len(), 2);
         let overwritten = Rc::new(Cell::new(false));
         let told = overwritten.clone();
-        meanwhile.set(move || {
+        hook.set(move || {
             for page in &index {
                 for byte in 0..4096 {
                     // SAFETY: a page of the guest, which is there as long as the machine.
@@ -304,7 +304,7 @@ fn an_index_page_that_changes_after_it_was_read_changes_nothing() {
             assert!(answer.data == image[from..from + 100 * 512]);
         }
         assert!(overwritten.get());
-        meanwhile.end();
+        hook.end();
         disk.detach();
         world.nothing_left();
     }

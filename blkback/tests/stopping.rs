@@ -1,7 +1,7 @@
 //! A queue that is to stop: the requests that the frontend had made are finished, later ones are not, and the other
 //! queues of the vCPU have their turns meanwhile.
 
-use bulkhead_blkback_testkit::{Frontend, Guest, Meanwhile, Setup, Style, World};
+use bulkhead_blkback_testkit::{DeviceHook, Frontend, Guest, Setup, Style, World};
 use bulkhead_ring::blkif::{Opcode, SLOT_SIZE};
 use bulkhead_ring::{Index, RingMemory, SharedPages};
 use bulkhead_xen::Hypervisor;
@@ -34,9 +34,9 @@ fn close_with_a_full_ring(
     fill: impl Fn(&mut Frontend<'_>),
     meanwhile: impl Fn(u32, &SharedPages) + 'static,
 ) -> Seen {
-    let spy = Meanwhile::default();
+    let device_hook = DeviceHook::default();
     let world = World::with(Setup {
-        layer: Some(spy.layer("xvdg")),
+        layer: Some(device_hook.layer("xvdg")),
         ..Setup::default()
     });
     let guests = [Guest::with_memory(&world, 8192), Guest::new(&world)];
@@ -63,7 +63,7 @@ fn close_with_a_full_ring(
     let answered = ours.load(Index::ResponseProducer);
     let seen = Rc::new(Cell::new(Seen::default()));
     let counting = seen.clone();
-    spy.set(move || {
+    device_hook.set(move || {
         let mut seen = counting.get();
         if seen.asked == 0 {
             domain.hypervisor().notify(port).expect("the port is open");
@@ -76,7 +76,7 @@ fn close_with_a_full_ring(
         counting.set(seen);
     });
     greedy.go(XenbusState::Closed);
-    spy.end();
+    device_hook.end();
     assert_eq!(greedy.backend(), Some(XenbusState::Closed));
     assert_eq!(
         modest.link().collect().len(),

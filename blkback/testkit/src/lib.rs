@@ -27,6 +27,7 @@
 
 mod allocator;
 mod bystander;
+mod device_hook;
 mod dma_disks;
 mod executors;
 mod frontend;
@@ -50,7 +51,6 @@ mod restart;
 mod script;
 mod setup;
 mod several;
-mod spy;
 #[cfg(feature = "recover")]
 mod stepping;
 mod virtio;
@@ -58,6 +58,7 @@ mod watchdog;
 
 pub use allocator::{allocations, bytes_in_use, forget_most_bytes, in_driver_domain, refusing};
 pub use bystander::Bystander;
+pub use device_hook::DeviceHook;
 pub use frontend::Frontend;
 pub use guest::{Guest, on_every_path};
 pub use io::{Answer, POISON, Page};
@@ -76,7 +77,6 @@ pub use reordering::reordering;
 pub use restart::Surviving;
 pub use script::{Script, play};
 pub use setup::{IMAGE_SIZE, PATHS, SECTORS, Setup};
-pub use spy::Meanwhile;
 #[cfg(feature = "recover")]
 pub use stepping::Crash;
 pub use virtio::Virtio;

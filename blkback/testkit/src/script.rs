@@ -101,16 +101,16 @@ const WRITES: [TransferKind; 3] = [
 ];
 
 /// A guest that does as the bytes say.
-struct Puppet<'w> {
+struct ScriptedGuest<'w> {
     guest: Guest<'w>,
     disks: Vec<Frontend<'w>>,
     /// Rings that it has turned away from.
     old: Vec<Link>,
 }
 
-impl<'w> Puppet<'w> {
-    fn new(world: &'w World) -> Puppet<'w> {
-        Puppet {
+impl<'w> ScriptedGuest<'w> {
+    fn new(world: &'w World) -> ScriptedGuest<'w> {
+        ScriptedGuest {
             guest: Guest::with_memory(world, 4096),
             disks: Vec::new(),
             old: Vec::new(),
@@ -131,9 +131,9 @@ pub fn play(script: &[u8]) {
         ..Setup::on_path(path)
     });
     let mut bystander = Bystander::new(&world);
-    let mut puppets = vec![Puppet::new(&world), Puppet::new(&world)];
+    let mut scripted_guests = vec![ScriptedGuest::new(&world), ScriptedGuest::new(&world)];
     while !script.is_empty() {
-        let which = script.below(puppets.len());
+        let which = script.below(scripted_guests.len());
         match script.byte() % 32 {
             0 => bystander.io(),
             1 => world.step(true),
@@ -141,22 +141,23 @@ pub fn play(script: &[u8]) {
             3..6 => _ = world.run(),
             6 => world.wait(Duration::from_millis(script.number() % 700)),
             7 => misbehave(&world, &mut script),
-            13 => operate(&world, &puppets[which], &mut script),
-            8 => serve_late(&late, &puppets[which], &mut script),
+            13 => operate(&world, &scripted_guests[which], &mut script),
+            8 => serve_late(&late, &scripted_guests[which], &mut script),
             9 => {
-                let puppet = std::mem::replace(&mut puppets[which], Puppet::new(&world));
-                end(puppet, &bystander);
+                let scripted =
+                    std::mem::replace(&mut scripted_guests[which], ScriptedGuest::new(&world));
+                end(scripted, &bystander);
             }
-            10 | 11 => attach(&mut puppets[which], &mut script, &bystander),
-            _ => act(&mut puppets[which], &mut script, &bystander),
+            10 | 11 => attach(&mut scripted_guests[which], &mut script, &bystander),
+            _ => act(&mut scripted_guests[which], &mut script, &bystander),
         }
     }
     world.sim.store().faults.requests_per_step = None;
     world.sim.store().faults.stalled = false;
     world.run();
     bystander.io();
-    for puppet in puppets {
-        end(puppet, &bystander);
+    for scripted in scripted_guests {
+        end(scripted, &bystander);
     }
     bystander.leave();
     for node in ["data/grow", "data/grow-answer"] {
@@ -179,14 +180,14 @@ fn misbehave(world: &World, script: &mut Script<'_>) {
 }
 
 /// Does an operator's work.
-fn operate(world: &World, puppet: &Puppet<'_>, script: &mut Script<'_>) {
+fn operate(world: &World, scripted: &ScriptedGuest<'_>, script: &mut Script<'_>) {
     let mut store = world.sim.store();
     if script.below(2) == 0 {
         let (image, pages) = (script.below(7), 30 + script.below(12));
         let request = format!("disk{image} {}K", pages * 4);
         store.write(&world.own_path("data/grow"), &request);
     } else {
-        for disk in &puppet.disks {
+        for disk in &scripted.disks {
             let statistics = disk.backend_path("statistics");
             // Nothing is written below a disk that is gone.
             if store.exists(&disk.backend_path("state")) {
@@ -196,8 +197,8 @@ fn operate(world: &World, puppet: &Puppet<'_>, script: &mut Script<'_>) {
     }
 }
 
-fn serve_late(late: &LateDisks, puppet: &Puppet<'_>, script: &mut Script<'_>) {
-    for disk in &puppet.disks {
+fn serve_late(late: &LateDisks, scripted: &ScriptedGuest<'_>, script: &mut Script<'_>) {
+    for disk in &scripted.disks {
         let Some(late) = late.of(&disk.vbd) else {
             continue;
         };
@@ -209,14 +210,18 @@ fn serve_late(late: &LateDisks, puppet: &Puppet<'_>, script: &mut Script<'_>) {
     }
 }
 
-fn attach<'w>(puppet: &mut Puppet<'w>, script: &mut Script<'_>, bystander: &Bystander<'_>) {
+fn attach<'w>(
+    scripted: &mut ScriptedGuest<'w>,
+    script: &mut Script<'_>,
+    bystander: &Bystander<'_>,
+) {
     let name = script.pick(&NAMES);
-    if let Some(at) = puppet.disks.iter().position(|disk| disk.vbd.name == name) {
-        let disk = puppet.disks.remove(at);
+    if let Some(at) = scripted.disks.iter().position(|disk| disk.vbd.name == name) {
+        let disk = scripted.disks.remove(at);
         if script.below(4) == 0 {
-            give_up(puppet, disk, bystander);
+            give_up(scripted, disk, bystander);
         } else {
-            force_away(puppet, disk, bystander);
+            force_away(scripted, disk, bystander);
         }
     }
     let disk = Disk {
@@ -238,16 +243,16 @@ fn attach<'w>(puppet: &mut Puppet<'w>, script: &mut Script<'_>, bystander: &Byst
         queues: [1, 1, 1, 2, 3, 4, 5][more / 4 % 7],
         ..style
     };
-    let frontend = puppet.guest.attach_unseen(name, &disk).styled(style);
-    puppet.disks.push(frontend);
+    let frontend = scripted.guest.attach_unseen(name, &disk).styled(style);
+    scripted.disks.push(frontend);
 }
 
-fn act(puppet: &mut Puppet<'_>, script: &mut Script<'_>, bystander: &Bystander<'_>) {
-    if puppet.disks.is_empty() {
+fn act(scripted: &mut ScriptedGuest<'_>, script: &mut Script<'_>, bystander: &Bystander<'_>) {
+    if scripted.disks.is_empty() {
         return;
     }
-    let at = script.below(puppet.disks.len());
-    let disk = &mut puppet.disks[at];
+    let at = script.below(scripted.disks.len());
+    let disk = &mut scripted.disks[at];
     let there = disk.has_directory();
     match script.byte() % 24 {
         // As a good frontend would.
@@ -261,10 +266,10 @@ fn act(puppet: &mut Puppet<'_>, script: &mut Script<'_>, bystander: &Bystander<'
         6 if there => disk.remove_if_there(script.pick(&NODES)),
         7 => _ = toolstack::request_detach(&mut disk.world.sim.store(), &disk.vbd),
         8 => {
-            let disk = puppet.disks.remove(at);
-            force_away(puppet, disk, bystander);
+            let disk = scripted.disks.remove(at);
+            force_away(scripted, disk, bystander);
         }
-        9 => puppet.old.extend(disk.forget()),
+        9 => scripted.old.extend(disk.forget()),
         10 if there => {
             disk.write_node("state", "5");
             disk.write_node("state", "6");
@@ -343,7 +348,7 @@ fn look(link: &mut Link, bystander: &Bystander<'_>) {
 }
 
 /// Takes a disk away by force, as libxl does; the backend has to follow.
-fn force_away(puppet: &mut Puppet<'_>, mut disk: Frontend<'_>, bystander: &Bystander<'_>) {
+fn force_away(scripted: &mut ScriptedGuest<'_>, mut disk: Frontend<'_>, bystander: &Bystander<'_>) {
     let world = disk.world;
     let stalled = std::mem::take(&mut world.sim.store().faults.requests_per_step);
     toolstack::force_detach(&mut world.sim.store(), &disk.vbd);
@@ -372,12 +377,12 @@ fn force_away(puppet: &mut Puppet<'_>, mut disk: Frontend<'_>, bystander: &Bysta
     world.sim.store().faults.requests_per_step = stalled;
     for mut link in disk.forget() {
         look(&mut link, bystander);
-        puppet.old.push(link);
+        scripted.old.push(link);
     }
 }
 
 /// Has libxl give up waiting for the backend, and clean up behind a disk without it.
-fn give_up(puppet: &mut Puppet<'_>, mut disk: Frontend<'_>, bystander: &Bystander<'_>) {
+fn give_up(scripted: &mut ScriptedGuest<'_>, mut disk: Frontend<'_>, bystander: &Bystander<'_>) {
     let world = disk.world;
     // The guest's requests reach the disk, and a disk answers in the end.
     world.run();
@@ -389,18 +394,18 @@ fn give_up(puppet: &mut Puppet<'_>, mut disk: Frontend<'_>, bystander: &Bystande
     world.late.forget(&disk.vbd);
     for mut link in disk.forget() {
         look(&mut link, bystander);
-        puppet.old.push(link);
+        scripted.old.push(link);
     }
 }
 
 /// Ends a guest, and checks that nothing of it is left in use.
-fn end(mut puppet: Puppet<'_>, bystander: &Bystander<'_>) {
-    while let Some(disk) = puppet.disks.pop() {
-        force_away(&mut puppet, disk, bystander);
+fn end(mut scripted: ScriptedGuest<'_>, bystander: &Bystander<'_>) {
+    while let Some(disk) = scripted.disks.pop() {
+        force_away(&mut scripted, disk, bystander);
     }
-    let (world, domain) = (puppet.guest.world, &puppet.guest.domain);
+    let (world, domain) = (scripted.guest.world, &scripted.guest.domain);
     assert_eq!(domain.grants_in_use(), 0, "what the backend holds on to");
-    for link in puppet.old {
+    for link in scripted.old {
         link.take_down();
     }
     let id = domain.id();

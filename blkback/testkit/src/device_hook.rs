@@ -12,16 +12,16 @@ use std::task::{Context, Poll};
 
 /// The hook that runs whenever a device is asked for something. Empty at first.
 #[derive(Clone, Default)]
-pub struct Meanwhile(Rc<RefCell<Option<Act>>>, Rc<Cell<bool>>);
+pub struct DeviceHook(Rc<RefCell<Option<Act>>>, Rc<Cell<bool>>);
 
 type Act = Box<dyn FnMut()>;
 
 // SAFETY: the tests that use this have one thread.
-unsafe impl Send for Meanwhile {}
+unsafe impl Send for DeviceHook {}
 // SAFETY: as above.
-unsafe impl Sync for Meanwhile {}
+unsafe impl Sync for DeviceHook {}
 
-impl Meanwhile {
+impl DeviceHook {
     /// Makes `act` the hook from now on.
     pub fn set(&self, act: impl FnMut() + 'static) {
         self.0.replace(Some(Box::new(act)));
@@ -45,17 +45,17 @@ impl Meanwhile {
 
     /// Returns a layer that runs the hook, for every disk of that name.
     pub fn layer(&self, name: &'static str) -> Layer {
-        let meanwhile = self.clone();
+        let hook = self.clone();
         Layer::new(move |device, owner| match owner.contains(name) {
-            true => Arc::new(Spied(device, meanwhile.clone())),
+            true => Arc::new(HookedDevice(device, hook.clone())),
             false => device,
         })
     }
 }
 
-struct Spied(Arc<dyn BlockDevice>, Meanwhile);
+struct HookedDevice(Arc<dyn BlockDevice>, DeviceHook);
 
-impl BlockDevice for Spied {
+impl BlockDevice for HookedDevice {
     fn geometry(&self) -> Geometry {
         self.0.geometry()
     }
@@ -63,15 +63,15 @@ impl BlockDevice for Spied {
     fn open_queue<'a>(&'a self, context: &QueueContext) -> OpenQueue<'a> {
         let opening = self.0.open_queue(context);
         Box::pin(async {
-            let queue: Box<dyn IoQueue> = Box::new(SpiedQueue(opening.await?, self.1.clone()));
+            let queue: Box<dyn IoQueue> = Box::new(HookedQueue(opening.await?, self.1.clone()));
             Ok(queue)
         })
     }
 }
 
-struct SpiedQueue(Box<dyn IoQueue>, Meanwhile);
+struct HookedQueue(Box<dyn IoQueue>, DeviceHook);
 
-impl IoQueue for SpiedQueue {
+impl IoQueue for HookedQueue {
     fn caps(&self) -> Caps {
         self.0.caps()
     }

@@ -25,7 +25,7 @@ const WAITING_BYTES: usize = 8 << 10;
 pub(crate) const START: usize = 64;
 
 /// The most unexpected messages that are logged; their sender may send them without end.
-const MOST_COMPLAINTS: u32 = 10;
+const MOST_LINES: u32 = 10;
 
 /// The kind of answer to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,11 +185,11 @@ impl Shared {
             return self.deliver_event(message);
         }
         if header.message_type.name().is_none() {
-            return self.complain(Unexpected::Kind(message.excerpt()));
+            return self.log_unexpected(Unexpected::Kind(message.excerpt()));
         }
         let waits = |asked: &&mut Asked| !matches!(asked.progress, Progress::Answered { .. });
         let Some(asked) = self.requests.get_mut(&header.request).filter(waits) else {
-            return self.complain(Unexpected::Reply(message.excerpt()));
+            return self.log_unexpected(Unexpected::Reply(message.excerpt()));
         };
         let answer = if header.transaction != asked.transaction {
             Answer::Wrong
@@ -213,13 +213,13 @@ impl Shared {
             Progress::Abandoned | Progress::Answered { .. } => self.abandon(header.request),
         }
         if answer == Answer::Wrong {
-            self.complain(Unexpected::Reply(message.excerpt()));
+            self.log_unexpected(Unexpected::Reply(message.excerpt()));
         }
     }
 
     fn deliver_event(&mut self, message: Message<'_>) {
         let Some(event) = Event::parse(message.payload) else {
-            self.complain(Unexpected::Event(message.excerpt()));
+            self.log_unexpected(Unexpected::Event(message.excerpt()));
             // Something has changed, and it is not known what: each watch has an event.
             for (_, watching) in self.watches.iter_mut() {
                 watching.push(watching.path.clone());
@@ -234,12 +234,12 @@ impl Shared {
         }
     }
 
-    fn complain(&mut self, unexpected: Unexpected) {
+    fn log_unexpected(&mut self, unexpected: Unexpected) {
         self.unexpected = self.unexpected.saturating_add(1);
-        if self.unexpected <= MOST_COMPLAINTS {
+        if self.unexpected <= MOST_LINES {
             log::warn!("xenstore: {unexpected}; skipped");
         }
-        if self.unexpected == MOST_COMPLAINTS {
+        if self.unexpected == MOST_LINES {
             log::warn!("xenstore: further messages of this kind are not logged");
         }
     }

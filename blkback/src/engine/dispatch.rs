@@ -9,8 +9,8 @@ mod transfer;
 
 pub(super) use plain::{PlainTransfer, ServePlain, Served};
 
-use super::complaints::Complaints;
 use super::data_path::PageAccess;
+use super::error_log::ErrorLog;
 use super::indirect::{DescriptorRange, MOST_DESCRIPTOR_PAGES};
 use super::inflight::{InflightTable, Steps};
 use super::journal::Journal;
@@ -62,7 +62,7 @@ pub(super) struct Dispatcher<H: Hypervisor> {
     fua: bool,
     /// True if a response was put since the pages of answered requests were last unmapped.
     answered: bool,
-    pub complaints: Complaints<H>,
+    pub error_log: ErrorLog<H>,
     stats: Arc<QueueStats>,
 }
 
@@ -95,7 +95,7 @@ impl<H: Hypervisor> Dispatcher<H> {
         (abi, mut journal): (Abi, Journal),
         indirect_segments: usize,
         (discard, caps): (bool, &Caps),
-        complaints: Complaints<H>,
+        error_log: ErrorLog<H>,
         stats: Arc<QueueStats>,
     ) -> Result<(Self, Option<u32>), ConnectError> {
         let mut ring = attach(&pages, abi)?;
@@ -120,7 +120,7 @@ impl<H: Hypervisor> Dispatcher<H> {
             discard,
             fua: caps.fua,
             answered: false,
-            complaints,
+            error_log,
             stats,
         };
         Ok((dispatcher, again))
@@ -271,7 +271,7 @@ impl<H: Hypervisor> Dispatcher<H> {
                 self.stats.request(operation, (bytes / SECTOR_SIZE) as u64);
                 Status::Okay
             }
-            Err(error) => self.complain_of(operation, error),
+            Err(error) => self.log_error(operation, error),
         };
         self.answer(&Response {
             id,
@@ -283,11 +283,11 @@ impl<H: Hypervisor> Dispatcher<H> {
     /// Complains of a request that has failed. Returns its status.
     #[cold]
     #[inline(never)]
-    fn complain_of(&mut self, operation: Opcode, error: IoError) -> Status {
+    fn log_error(&mut self, operation: Opcode, error: IoError) -> Status {
         // One that was given up was so on purpose: there is nothing to complain of.
         if error != IoError::Cancelled {
-            self.complaints
-                .complain(format_args!("{operation} failed: {error}"));
+            self.error_log
+                .log(format_args!("{operation} failed: {error}"));
         }
         match error {
             IoError::NotSupported => Status::NotSupported,
@@ -377,8 +377,8 @@ impl<H: Hypervisor> Dispatcher<H> {
 
     #[cold]
     fn refuse_malformed(&mut self, malformed: &Malformed) -> Begun {
-        self.complaints
-            .complain(format_args!("a malformed request: {}", malformed.fault));
+        self.error_log
+            .log(format_args!("a malformed request: {}", malformed.fault));
         self.answer_refused(&malformed.response());
         Begun::Yes
     }
@@ -386,8 +386,8 @@ impl<H: Hypervisor> Dispatcher<H> {
     /// Refuses an operation that the frontend was not offered.
     #[cold]
     fn refuse(&mut self, request: &SlotRequest<'_>, status: Status) -> Begun {
-        self.complaints
-            .complain(format_args!("{} is not offered so", request.opcode()));
+        self.error_log
+            .log(format_args!("{} is not offered so", request.opcode()));
         self.answer_refused(&request.response(status));
         Begun::Yes
     }

@@ -29,7 +29,6 @@ mod bounce;
 mod closed_loop;
 mod closing;
 mod coalescing;
-mod complaints;
 mod cost_model;
 #[allow(
     unsafe_code,
@@ -39,6 +38,7 @@ mod data_path;
 #[allow(unsafe_code, reason = "memory that the hypervisor writes to")]
 mod descriptors;
 mod dispatch;
+mod error_log;
 #[allow(
     unsafe_code,
     reason = "reads guests' pages and has the hypervisor copy"

@@ -1,8 +1,8 @@
 //! A queue: a ring, the pages that its requests name, and the device that serves them.
 
-use super::complaints::Complaints;
 use super::data_path::{PageAccess, Paths};
 use super::dispatch::Dispatcher;
+use super::error_log::ErrorLog;
 use super::needs::most_pages;
 use super::options::Options;
 use super::pieces::Pieces;
@@ -51,14 +51,14 @@ impl<H: Hypervisor> Queue<H> {
             .map_pages(frontend, &setup.ring)?
             .map_err(|(gref, status)| ConnectError::Ring(gref, status))?;
         let stats = Arc::<QueueStats>::default();
-        let complaints = Complaints::new(setup.name, setup.log, handle, stats.clone());
+        let error_log = ErrorLog::new(setup.name, setup.log, handle, stats.clone());
         let store = Store::new(device);
         let (dispatcher, again) = Dispatcher::attach(
             pages,
             (setup.abi, setup.journal),
             setup.indirect_segments,
             (setup.discard, store.caps()),
-            complaints,
+            error_log,
             stats.clone(),
         )?;
         let slots = dispatcher.slots() as usize;
@@ -91,7 +91,7 @@ impl<H: Hypervisor> Queue<H> {
         if let Some(requests) = again {
             log::info!(
                 "{}: taken up again, {requests} request(s) are served again",
-                dispatcher.complaints.name()
+                dispatcher.error_log.name()
             );
             // It may have missed the notification of what it was shown last.
             channel.notify();
@@ -110,7 +110,7 @@ impl<H: Hypervisor> Queue<H> {
 
     /// Returns the name of the disk and the queue, for the log.
     pub fn name(&self) -> &str {
-        self.dispatcher.complaints.name()
+        self.dispatcher.error_log.name()
     }
 
     /// Keeps nothing for the time after a crash any more.
@@ -354,8 +354,8 @@ impl<H: Hypervisor> Queue<H> {
 
     /// Complains that the frontend sends notifications again and again without a request.
     #[cold]
-    pub fn complain_of_notifications(&mut self) {
-        self.dispatcher.complaints.complain(format_args!(
+    pub fn log_spurious_notifications(&mut self) {
+        self.dispatcher.error_log.log(format_args!(
             "notified without a request too often: looked at more seldom"
         ));
     }

@@ -164,7 +164,7 @@ async fn until_stopped<H: Hypervisor>(
                         let first = back_off.is_unused();
                         if let Some(delay) = back_off.empty_notification() {
                             if first {
-                                queue.complain_of_notifications();
+                                queue.log_spurious_notifications();
                             }
                             look_away(handle, queue, guard, delay).await;
                             has_looked = false;

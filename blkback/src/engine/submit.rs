@@ -220,8 +220,8 @@ impl<H: Hypervisor> Submitter<H> {
                 entry.op = None;
                 let outcome = copied.map_err(|status| {
                     dispatcher
-                        .complaints
-                        .complain(format_args!("a page cannot be copied: {status}"));
+                        .error_log
+                        .log(format_args!("a page cannot be copied: {status}"));
                     IoError::Medium
                 });
                 dispatcher.inflight.done(tag, outcome);
@@ -320,8 +320,8 @@ impl<H: Hypervisor> Submitter<H> {
                     }
                     Err(status) => {
                         dispatcher
-                            .complaints
-                            .complain(format_args!("a page cannot be mapped: {status}"));
+                            .error_log
+                            .log(format_args!("a page cannot be mapped: {status}"));
                         outcome = Err(IoError::Medium);
                         break;
                     }
@@ -418,7 +418,7 @@ impl<H: Hypervisor> Submitter<H> {
 #[cold]
 fn refuse<H: Hypervisor>(tag: Tag, why: fmt::Arguments<'_>, dispatcher: &mut Dispatcher<H>) {
     dispatcher
-        .complaints
-        .complain(format_args!("a page cannot be {why}"));
+        .error_log
+        .log(format_args!("a page cannot be {why}"));
     Store::refuse(tag, &mut dispatcher.inflight);
 }

@@ -68,8 +68,8 @@ impl<H: Hypervisor> Dispatcher<H> {
         self.pool.drain(&mut pages, |_| ());
         self.inflight.end(tag);
         self.journal.answer(tag, self.ring.answered());
-        self.complaints
-            .complain(format_args!("a malformed indirect request: {fault}"));
+        self.error_log
+            .log(format_args!("a malformed indirect request: {fault}"));
         let status = Status::Error;
         self.answer_refused(&Response {
             id,

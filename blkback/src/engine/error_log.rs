@@ -9,10 +9,10 @@ use bulkhead_xen::Hypervisor;
 use core::fmt;
 
 /// The number of a frontend's mistakes that a queue puts into the log. A hostile frontend makes them without end.
-const MOST_COMPLAINTS: u32 = 10;
+const MOST_LINES: u32 = 10;
 
 /// Counts a queue's failed requests, and logs the first few.
-pub(super) struct Complaints<H: Hypervisor> {
+pub(super) struct ErrorLog<H: Hypervisor> {
     /// The name of the disk and the queue.
     name: String,
     log: Arc<GuestLog>,
@@ -22,15 +22,15 @@ pub(super) struct Complaints<H: Hypervisor> {
     count: u32,
 }
 
-impl<H: Hypervisor> Complaints<H> {
-    /// Returns the complaints of the queue with that name, of which there are none yet.
+impl<H: Hypervisor> ErrorLog<H> {
+    /// Returns the error log of the queue with that name, which is empty yet.
     pub fn new(
         name: String,
         log: Arc<GuestLog>,
         handle: &Handle<H>,
         stats: Arc<QueueStats>,
     ) -> Self {
-        Complaints {
+        ErrorLog {
             name,
             log,
             handle: handle.clone(),
@@ -47,13 +47,13 @@ impl<H: Hypervisor> Complaints<H> {
     /// Counts a frontend's mistake, or a failure of the device, and puts the first few into the
     /// log.
     #[cold]
-    pub fn complain(&mut self, what: fmt::Arguments<'_>) {
+    pub fn log(&mut self, what: fmt::Arguments<'_>) {
         self.stats.errors.add(1);
         self.count = self.count.saturating_add(1);
-        if self.count <= MOST_COMPLAINTS {
+        if self.count <= MOST_LINES {
             self.warn(what);
         }
-        if self.count == MOST_COMPLAINTS {
+        if self.count == MOST_LINES {
             self.warn(format_args!("further mistakes are not logged"));
         }
     }

@@ -2,7 +2,7 @@
 //! configuration, `xl block-attach`). A guest's disk names one as its target: `target=vbd:xvda`.
 //!
 //! ```text
-//!   device/vbd/51712 ──► Life, a task of the first vCPU: decides, connects, reconnects
+//!   device/vbd/51712 ──► DiskTask, a task of the first vCPU: decides, connects, reconnects
 //!                          │
 //!                        Disk ── Link, one for each vCPU: a ring to the backend, if it takes that many
 //!                          │        └─ Client, one for each Queue: its requests until they are answered

@@ -59,7 +59,7 @@ struct Peer {
 }
 
 /// One disk.
-pub struct Life<'a, H: Hypervisor> {
+pub struct DiskTask<'a, H: Hypervisor> {
     frontends: &'a Frontends<H>,
     path: String,
     disk: Arc<Disk<H>>,
@@ -95,7 +95,7 @@ pub async fn live<H: Hypervisor>(
     disk: Arc<Disk<H>>,
     changed: &Signal,
 ) -> Result<(), Error> {
-    let mut life = Life {
+    let mut task = DiskTask {
         frontends,
         path: format!("device/vbd/{device}"),
         disk,
@@ -119,26 +119,26 @@ pub async fn live<H: Hypervisor>(
         told: None,
     };
     loop {
-        match life.step(changed).await {
+        match task.step(changed).await {
             Ok(true) => {}
             Ok(false) => return Ok(()),
             Err(error) if error.is_disconnected() => {
                 // Connected disks are served on.
                 log::error!(
                     "disk {}: cannot be followed any more: {error}",
-                    life.disk.name
+                    task.disk.name
                 );
                 core::future::pending::<()>().await;
             }
             Err(error) => {
-                life.tell(format!("{error}; to be tried again"));
+                task.tell(format!("{error}; to be tried again"));
                 frontends.handle().sleep(PAUSE).await;
             }
         }
     }
 }
 
-impl<H: Hypervisor> Life<'_, H> {
+impl<H: Hypervisor> DiskTask<'_, H> {
     /// Reads the states, decides and acts. Returns false if the disk is gone.
     async fn step(&mut self, changed: &Signal) -> Result<bool, Error> {
         if self.disk.failure().is_some() && self.phase != Phase::Failed {

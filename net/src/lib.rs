@@ -2,7 +2,7 @@
 //! network-attach`), and streams to servers over them, for stores.
 //!
 //! ```text
-//!   device/vif/0 ──► Life, a task of the first vCPU: decides, connects, reconnects
+//!   device/vif/0 ──► InterfaceTask, a task of the first vCPU: decides, connects, reconnects
 //!                      │
 //!                    Interface, and its task ── smoltcp's stack and sockets
 //!                      │        └─ Device ── Rings: packets to and from the backend

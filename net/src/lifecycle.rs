@@ -39,7 +39,7 @@ struct Peer {
 }
 
 /// The task of an interface.
-struct Life<'a, H: Hypervisor> {
+struct InterfaceTask<'a, H: Hypervisor> {
     interfaces: &'a Interfaces<H>,
     interface: &'a Interface<H>,
     path: String,
@@ -66,7 +66,7 @@ pub async fn live<H: Hypervisor>(
     interface: &Interface<H>,
     changed: &Signal,
 ) {
-    let mut life = Life {
+    let mut task = InterfaceTask {
         interfaces,
         interface,
         path: format!("device/vif/{number}"),
@@ -84,7 +84,7 @@ pub async fn live<H: Hypervisor>(
         told: None,
     };
     loop {
-        match life.step(changed).await {
+        match task.step(changed).await {
             Ok(true) => {}
             Ok(false) => return,
             Err(error) if error.is_disconnected() => {
@@ -96,14 +96,14 @@ pub async fn live<H: Hypervisor>(
                 core::future::pending::<()>().await;
             }
             Err(error) => {
-                life.tell(format!("{error}; to be tried again"));
+                task.tell(format!("{error}; to be tried again"));
                 interfaces.handle().sleep(PAUSE).await;
             }
         }
     }
 }
 
-impl<H: Hypervisor> Life<'_, H> {
+impl<H: Hypervisor> InterfaceTask<'_, H> {
     /// Reads the states, decides and acts. Returns false if the interface is gone.
     async fn step(&mut self, changed: &Signal) -> Result<bool, Error> {
         if self.interface.has_failed() && self.phase != Phase::Failed {

@@ -2,7 +2,7 @@
 //! (`pci=` in its configuration). A guest's disk names one as its target: `target=nvme:03:00.0`.
 //!
 //! ```text
-//!   Function ───────► Life, a task of the first vCPU: starts, listens, resets, stops
+//!   Function ───────► ControllerTask, a task of the first vCPU: starts, listens, resets, stops
 //!   (of crate pci)      │  └─ Admin, the admin queue
 //!                     Controller ── Pair, one for each vCPU: a queue pair
 //!                       │             └─ Client, one for each Queue: its requests until they complete

@@ -67,7 +67,7 @@ impl From<AdminError> for End {
 }
 
 /// A controller, with the state that its task alone uses.
-pub(crate) struct Life<'c, H: Hypervisor> {
+pub(crate) struct ControllerTask<'c, H: Hypervisor> {
     handle: Handle<H>,
     vcpus: &'c [VcpuSpawner<H>],
     stops: &'static DeviceStops,
@@ -105,7 +105,7 @@ pub(crate) async fn live<H: Hypervisor>(
             return controller.set_left();
         }
     };
-    let mut life = Life {
+    let mut task = ControllerTask {
         handle,
         vcpus,
         stops,
@@ -117,18 +117,18 @@ pub(crate) async fn live<H: Hypervisor>(
         tick: None,
         look_again: None,
     };
-    life.run().await;
-    match life.stop().await {
+    task.run().await;
+    match task.stop().await {
         true => drop(registered),
         // It may still access memory: it stays registered, so that it is told to stop again when the domain ends, which
         // then does not start again in place.
         false => core::mem::forget(registered),
     }
-    life.listeners.stop();
-    life.controller.set_left();
+    task.listeners.stop();
+    task.controller.set_left();
 }
 
-impl<H: Hypervisor> Life<'_, H> {
+impl<H: Hypervisor> ControllerTask<'_, H> {
     fn name(&self) -> &str {
         self.controller.name()
     }

@@ -87,7 +87,7 @@ struct Peer {
 }
 
 /// The frontend's life.
-struct Life<'f, H: PciHost> {
+struct FrontendTask<'f, H: PciHost> {
     frontend: &'f Frontend<H>,
     watch: Watch,
     peer: Option<Peer>,
@@ -138,7 +138,7 @@ impl<H: PciHost> Frontend<H> {
     pub async fn follow(&self) -> Result<Infallible, Error> {
         let watching = async || self.store.watch(DIRECTORY).await;
         let watch = persist(&self.handle, DIRECTORY, watching).await?;
-        let mut life = Life {
+        let mut task = FrontendTask {
             frontend: self,
             watch,
             peer: None,
@@ -153,11 +153,11 @@ impl<H: PciHost> Frontend<H> {
             told: None,
         };
         loop {
-            match life.step().await {
+            match task.step().await {
                 Ok(()) => {}
                 Err(error) if error.is_disconnected() => return Err(error),
                 Err(error) => {
-                    life.tell(format!("PCI frontend: {error}; to be tried again"));
+                    task.tell(format!("PCI frontend: {error}; to be tried again"));
                     self.handle.sleep(bulkhead_xenbus::retry::PAUSE).await;
                 }
             }
@@ -165,7 +165,7 @@ impl<H: PciHost> Frontend<H> {
     }
 }
 
-impl<H: PciHost> Life<'_, H> {
+impl<H: PciHost> FrontendTask<'_, H> {
     /// Reads the states, decides and acts.
     async fn step(&mut self) -> Result<(), Error> {
         let seen = self.observe().await?;

@@ -1,7 +1,7 @@
 //! All devices that the driver domain has, and the driver that crate `pci` offers functions.
 
 use crate::device::Device;
-use crate::life::live;
+use crate::lifecycle::live;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};

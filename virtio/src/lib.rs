@@ -3,7 +3,7 @@
 //! nested hosts have such disks.
 //!
 //! ```text
-//!   Function ───────► Life, a task of the first vCPU: starts, listens, resets, stops
+//!   Function ───────► DeviceTask, a task of the first vCPU: starts, listens, resets, stops
 //!   (of crate pci)      │  └─ Transport, the registers
 //!                     Device ── DeviceQueue, one for each vCPU: a split queue
 //!                       │         └─ Client, one for each Queue: its requests until they complete
@@ -32,7 +32,7 @@
 //! - `VirtIOBlk` has one queue of 16 entries, one buffer a request, and neither discards nor
 //!   `VIRTIO_F_ACCESS_PLATFORM`.
 //!
-//! Read next: `life.rs`, the device's task; `device_queue.rs`, where requests become descriptors; `ring.rs`, the queue
+//! Read next: `lifecycle.rs`, the device's task; `device_queue.rs`, where requests become descriptors; `ring.rs`, the queue
 //! as the device sees it.
 
 #![no_std]
@@ -48,7 +48,7 @@ mod devices;
 mod disk;
 mod disk_config;
 mod error;
-mod life;
+mod lifecycle;
 mod ring;
 mod slots;
 mod store;

@@ -1,6 +1,6 @@
 //! Connecting a disk to its backend: the backend's offer, the rings, and the disk's properties.
 
-use super::{Life, RETRY};
+use super::{DiskTask, RETRY};
 use crate::backend_nodes::{DISK_NODES, OFFER_NODES, Offer, Properties};
 use crate::connection::Connection;
 use crate::device::Disk;
@@ -13,7 +13,7 @@ use bulkhead_xen::Hypervisor;
 use bulkhead_xenbus::{NodeMap, XenbusState, excerpt, read_nodes};
 use bulkhead_xenstore_client::Error;
 
-impl<H: Hypervisor> Life<'_, H> {
+impl<H: Hypervisor> DiskTask<'_, H> {
     /// Makes rings, and tells the backend of them.
     pub(super) async fn publish(&mut self, changed: &Signal) -> Result<(), Error> {
         let Some(backend) = self.peer.as_ref().map(|peer| peer.id) else {

@@ -1,6 +1,6 @@
 //! The rings and grants that a boot before this one of the same domain left with a backend when it crashed.
 
-use super::{LONG_LOOK, LOOK_AGAIN, Life};
+use super::{DiskTask, LONG_LOOK, LOOK_AGAIN};
 use crate::connection::Leftover;
 use crate::state_machine::Phase;
 use alloc::format;
@@ -42,7 +42,7 @@ impl<H: Hypervisor> EarlierBoot<H> {
     }
 }
 
-impl<H: Hypervisor> Life<'_, H> {
+impl<H: Hypervisor> DiskTask<'_, H> {
     /// Returns whether the backend's domain may still execute requests of a boot before this one, which must not be
     /// executed after those of this boot. Waits a while if it may.
     ///

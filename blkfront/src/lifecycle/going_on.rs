@@ -1,7 +1,7 @@
 //! Going on with the rings of a boot before this one that has crashed: the backend stays connected, and its end of the
 //! disk notices nothing.
 
-use super::Life;
+use super::DiskTask;
 use crate::connection::{Connection, LeftRing, RING_NODES};
 use crate::state_machine::Phase;
 use alloc::format;
@@ -21,7 +21,7 @@ const DRAINS_PAUSE: Duration = Duration::from_millis(1);
 /// before left: pages that the backend keeps mapped stay out of use, and as many are needed anew.
 const ROOM: usize = 2;
 
-impl<H: Hypervisor> Life<'_, H> {
+impl<H: Hypervisor> DiskTask<'_, H> {
     /// Goes on with the rings that the disk's nodes name. They are used only once the backend has answered all requests
     /// of the boot before, so that it executes none of those after one of this boot. If anything is not as it should
     /// be, the disk is closed next, and connected anew.

@@ -1,6 +1,6 @@
 //! Finding the namespaces of a controller: when it starts, and when they have changed.
 
-use super::Life;
+use super::ControllerTask;
 use crate::admin::AdminError;
 use crate::command::admin::{self, Identify};
 use crate::command::{
@@ -25,7 +25,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const DESCRIBES: Duration = Duration::from_secs(10);
 const DESCRIBES_PAUSE: Duration = Duration::from_millis(100);
 
-impl<H: Hypervisor> Life<'_, H> {
+impl<H: Hypervisor> ControllerTask<'_, H> {
     /// Finds the namespaces that a controller has which has started, for the first time or after a reset. Others may be in
     /// the place of those that it had before: none is kept that it does not describe.
     pub(super) async fn find_namespaces_anew(&mut self) -> Result<(), AdminError> {

@@ -1,13 +1,13 @@
 //! A controller that was given up: all requests to it fail. It is started again every minute, unless that would fail
 //! again.
 
-use super::Life;
+use super::ControllerTask;
 use crate::pair::State;
 use crate::registers;
 use bulkhead_dma::{Refusal, leaves_before_trial};
 use bulkhead_xen::Hypervisor;
 
-impl<H: Hypervisor> Life<'_, H> {
+impl<H: Hypervisor> ControllerTask<'_, H> {
     /// Gives the controller up: all requests to it fail from now on. It is started again every minute, if that may
     /// help. Returns true once it works again, and false when it is to be stopped for good.
     pub(super) async fn give_up(&mut self, refusal: Refusal) -> bool {

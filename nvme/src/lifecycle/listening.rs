@@ -1,6 +1,6 @@
 //! Events that a controller reports, and commands that it does not complete in time.
 
-use super::{End, Life, seconds};
+use super::{ControllerTask, End, seconds};
 use crate::admin::AdminError;
 use crate::command::{Command, EventKind, PAGE, SmartLog, admin};
 use crate::pair::State;
@@ -15,7 +15,7 @@ use log::Level;
 const COMMAND_TICKS: u32 = 30;
 const ABORT_TICKS: u32 = 5;
 
-impl<H: Hypervisor> Life<'_, H> {
+impl<H: Hypervisor> ControllerTask<'_, H> {
     /// Has the controller abort commands that take too long, or whose requests were cancelled.
     pub(super) async fn look_at_commands(&mut self) -> Result<(), End> {
         let now = seconds(self.handle.now());

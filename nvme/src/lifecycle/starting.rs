@@ -1,6 +1,6 @@
 //! Starting a controller, for the first time or after a reset: its queues.
 
-use super::{Life, seconds};
+use super::{ControllerTask, seconds};
 use crate::admin::AdminError;
 use crate::command::admin::{self, Identify};
 use crate::command::{ControllerData, ControllerKind, Limits, PAGE, QueueId};
@@ -82,7 +82,7 @@ impl From<NoPages> for StartError {
     }
 }
 
-impl<H: Hypervisor> Life<'_, H> {
+impl<H: Hypervisor> ControllerTask<'_, H> {
     /// Starts the controller, and sends the commands again that it had before a reset.
     pub(super) async fn start(&mut self) -> Result<(), StartError> {
         let registers = self.controller.registers().clone();

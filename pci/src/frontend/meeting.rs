@@ -1,6 +1,6 @@
 //! New functions, which are identified and offered to the drivers, and functions that are to be removed.
 
-use super::{Known, Life};
+use super::{FrontendTask, Known};
 use crate::PciHost;
 use crate::address::{FunctionName, Slot};
 use crate::config_space::ConfigSpace;
@@ -15,7 +15,7 @@ use alloc::vec::Vec;
 use bulkhead_xenbus::XenbusState;
 use bulkhead_xenstore_client::Error;
 
-impl<H: PciHost> Life<'_, H> {
+impl<H: PciHost> FrontendTask<'_, H> {
     /// Forgets the functions that are gone, offers the new ones to the drivers, and reports `Connected`.
     pub(super) async fn connect(&mut self) -> Result<(), Error> {
         let listed = self.list().await?;

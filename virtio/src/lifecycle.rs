@@ -62,7 +62,7 @@ enum End {
 }
 
 /// A device, with the state that its task alone uses.
-struct Life<'d, H: PciHost> {
+struct DeviceTask<'d, H: PciHost> {
     devices: &'d Devices<H>,
     device: Arc<Device>,
     function: Rc<Function<H>>,
@@ -90,9 +90,9 @@ pub async fn live<H: PciHost>(
     device: Arc<Device>,
     function: Rc<Function<H>>,
 ) {
-    let mut life = loop {
-        let error = match Life::open(devices, &device, function.clone()).await {
-            Ok(life) => break life,
+    let mut task = loop {
+        let error = match DeviceTask::open(devices, &device, function.clone()).await {
+            Ok(task) => break task,
             Err(error) => error,
         };
         let refusal = Refusal {
@@ -110,11 +110,11 @@ pub async fn live<H: PciHost>(
         }
     };
     device.recover();
-    life.run().await;
-    life.stop().await;
+    task.run().await;
+    task.stop().await;
 }
 
-impl<H: PciHost> Life<'_, H> {
+impl<H: PciHost> DeviceTask<'_, H> {
     fn name(&self) -> &str {
         self.device.name()
     }

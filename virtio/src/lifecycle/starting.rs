@@ -1,6 +1,6 @@
 //! Starting a device, for the first time or after a reset (virtio 1.2, section 3.1.1).
 
-use super::{CHANGES, Life, seconds};
+use super::{CHANGES, DeviceTask, seconds};
 use crate::device::Device;
 use crate::device_queue::DeviceQueue;
 use crate::devices::Devices;
@@ -22,7 +22,7 @@ use virtio_spec::blk::F;
 /// The least number of entries of a queue: a request has a header, data and a status, and entries are a power of two.
 const LEAST_ENTRIES: usize = 4;
 
-impl<'d, H: PciHost> Life<'d, H> {
+impl<'d, H: PciHost> DeviceTask<'d, H> {
     /// Maps the registers of a device's function, and enables its interrupts.
     pub(super) async fn open(
         devices: &'d Devices<H>,
@@ -43,7 +43,7 @@ impl<'d, H: PciHost> Life<'d, H> {
             }
             Err(error) => return Err(error.into()),
         };
-        Ok(Life {
+        Ok(DeviceTask {
             devices,
             device: device.clone(),
             function,

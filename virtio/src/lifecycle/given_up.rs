@@ -1,11 +1,11 @@
 //! A device that was given up: all requests to it fail. It is started again every minute, unless that would fail again.
 
-use super::Life;
+use super::DeviceTask;
 use crate::device_queue::State;
 use bulkhead_dma::{Refusal, leaves_before_trial};
 use bulkhead_pci::PciHost;
 
-impl<H: PciHost> Life<'_, H> {
+impl<H: PciHost> DeviceTask<'_, H> {
     /// Gives the device up: all requests to it fail from now on. It is started again every minute, if that may help.
     /// Returns true once it works again, and false when it is to be stopped for good.
     pub(super) async fn give_up(&mut self, refusal: Refusal) -> bool {

@@ -135,12 +135,12 @@ impl Export {
     pub fn lose_unflushed(&self) -> bool {
         let lines = self.lines.iter();
         // All of them note it.
-        lines.fold(false, |any, line| line.board().lose_unflushed() | any)
+        lines.fold(false, |any, line| line.table().lose_unflushed() | any)
     }
 
     /// Returns the reasons why lines have no connection.
-    pub fn troubles(&self) -> impl Iterator<Item = String> {
-        self.lines.iter().filter_map(Line::trouble)
+    pub fn disconnect_reasons(&self) -> impl Iterator<Item = String> {
+        self.lines.iter().filter_map(Line::disconnect_reason)
     }
 
     /// Returns the number of connections that there are, and the number that there should be: the first one, and those
@@ -148,7 +148,7 @@ impl Export {
     pub fn connections(&self) -> (usize, usize) {
         let others = self.lines.iter().skip(1);
         let all = 1 + others.filter(|line| line.connections() > 0).count();
-        (all.saturating_sub(self.troubles().count()), all)
+        (all.saturating_sub(self.disconnect_reasons().count()), all)
     }
 
     /// Gives up the export: all requests fail from now on.
@@ -164,7 +164,7 @@ impl Export {
 
     fn end_requests(&self) {
         for line in &self.lines {
-            line.board().die();
+            line.table().die();
             line.wake();
         }
     }

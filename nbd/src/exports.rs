@@ -219,14 +219,16 @@ impl<H: Hypervisor> Exports<H> {
                 format!("{} sectors{access}", properties.sectors)
             };
             let (connected, lines) = export.connections();
-            let trouble = export.troubles().next();
-            let state = match (export.failure(), trouble, export.properties()) {
+            let disconnect_reason = export.disconnect_reasons().next();
+            let state = match (export.failure(), disconnect_reason, export.properties()) {
                 (Some(reason), _, _) => format!("given up: {reason}"),
-                (None, Some(trouble), Some(properties)) if connected > 0 => {
+                (None, Some(disconnect_reason), Some(properties)) if connected > 0 => {
                     let what = what(properties);
-                    format!("connected by {connected} of {lines} connections ({trouble}), {what}")
+                    format!(
+                        "connected by {connected} of {lines} connections ({disconnect_reason}), {what}"
+                    )
                 }
-                (None, Some(trouble), _) => format!("not connected: {trouble}"),
+                (None, Some(disconnect_reason), _) => format!("not connected: {disconnect_reason}"),
                 (None, None, None) => "being connected to".to_string(),
                 (None, None, Some(properties)) => format!("connected, {}", what(properties)),
             };

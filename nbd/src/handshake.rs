@@ -1,9 +1,9 @@
 //! The handshake: from a connection to an export. Every length is bounded, and so is the number of messages; the
 //! caller bounds the time.
 
+use crate::message_stream::MessageStream;
 use crate::name::shown;
 use crate::properties::{BlockSizes, Properties, Unusable};
-use crate::talk::Talk;
 use crate::wire::{
     ClientFlags, Greeting, HandshakeFlags, INFO_BLOCK_SIZE, INFO_EXPORT, INFO_NAME, OptionKind,
     OptionReply, OptionReplyKind, SERVER_GREETING, TransmissionFlags, bytes_at, go, option_header,
@@ -154,27 +154,27 @@ pub async fn negotiate(
     export: &str,
     tls: Option<(&dyn Tls, &str)>,
 ) -> Result<Session, HandshakeError> {
-    let mut talk = Talk(stream);
-    greet(&mut talk).await?;
+    let mut messages = MessageStream(stream);
+    greet(&mut messages).await?;
     if let Some((tls, server)) = tls {
-        talk = start_tls(talk, tls, server).await?;
+        messages = start_tls(messages, tls, server).await?;
     }
-    let structured = wants_structured(&mut talk).await?;
-    let properties = open(&mut talk, export).await?;
+    let structured = wants_structured(&mut messages).await?;
+    let properties = open(&mut messages, export).await?;
     Ok(Session {
-        stream: talk.0,
+        stream: messages.0,
         properties,
         structured,
     })
 }
 
-async fn greet(talk: &mut Talk) -> Result<(), HandshakeError> {
+async fn greet(messages: &mut MessageStream) -> Result<(), HandshakeError> {
     let mut greeting = [0; SERVER_GREETING];
-    talk.read(&mut greeting[..8]).await?;
+    messages.read(&mut greeting[..8]).await?;
     if Greeting::is_other(&greeting) {
         return Err(HandshakeError::NotNbd);
     }
-    talk.read(&mut greeting[8..]).await?;
+    messages.read(&mut greeting[8..]).await?;
     let flags = match Greeting::parse(&greeting) {
         Greeting::Newstyle(flags) => flags,
         Greeting::OldStyle => return Err(HandshakeError::TooOld),
@@ -188,24 +188,28 @@ async fn greet(talk: &mut Talk) -> Result<(), HandshakeError> {
         ClientFlags::NO_ZEROES,
         flags.contains(HandshakeFlags::NO_ZEROES),
     );
-    talk.write(&ours.bits().to_be_bytes()).await?;
+    messages.write(&ours.bits().to_be_bytes()).await?;
     Ok(())
 }
 
-async fn ask(talk: &mut Talk, option: OptionKind, data: &[u8]) -> Result<(), HandshakeError> {
+async fn ask(
+    messages: &mut MessageStream,
+    option: OptionKind,
+    data: &[u8],
+) -> Result<(), HandshakeError> {
     let header = option_header(option, data.len() as u32);
-    talk.write(&header).await?;
-    talk.write(data).await?;
+    messages.write(&header).await?;
+    messages.write(data).await?;
     Ok(())
 }
 
 /// Reads a reply to an option, and its data.
 async fn reply(
-    talk: &mut Talk,
+    messages: &mut MessageStream,
     option: OptionKind,
 ) -> Result<(OptionReplyKind, Vec<u8>), HandshakeError> {
     let mut header = [0; OptionReply::HEADER];
-    talk.read(&mut header).await?;
+    messages.read(&mut header).await?;
     let reply = OptionReply::parse(&header, option);
     let reply = reply.ok_or(HandshakeError::Violation(
         "that is not a reply to what was asked",
@@ -214,7 +218,7 @@ async fn reply(
         return Err(HandshakeError::Violation("a reply is too long"));
     }
     let mut data = vec![0; reply.len as usize];
-    talk.read(&mut data).await?;
+    messages.read(&mut data).await?;
     Ok((reply.kind, data))
 }
 
@@ -232,10 +236,14 @@ fn refused(option: OptionKind, reply: OptionReplyKind, data: &[u8]) -> Handshake
 const UNEXPECTED: HandshakeError =
     HandshakeError::Violation("a reply says what cannot be said here");
 
-async fn start_tls(mut talk: Talk, tls: &dyn Tls, server: &str) -> Result<Talk, HandshakeError> {
+async fn start_tls(
+    mut messages: MessageStream,
+    tls: &dyn Tls,
+    server: &str,
+) -> Result<MessageStream, HandshakeError> {
     let option = OptionKind::StartTls;
-    ask(&mut talk, option, &[]).await?;
-    match reply(&mut talk, option).await? {
+    ask(&mut messages, option, &[]).await?;
+    match reply(&mut messages, option).await? {
         (OptionReplyKind::Ack, data) if data.is_empty() => {}
         (OptionReplyKind::Unsupported | OptionReplyKind::Policy, _) => {
             return Err(HandshakeError::NoTls);
@@ -244,17 +252,17 @@ async fn start_tls(mut talk: Talk, tls: &dyn Tls, server: &str) -> Result<Talk, 
         _ => return Err(UNEXPECTED),
     }
     // What has come behind the reply is for TLS to judge.
-    match tls.start(talk.0, server).await {
-        Ok(stream) => Ok(Talk(stream)),
+    match tls.start(messages.0, server).await {
+        Ok(stream) => Ok(MessageStream(stream)),
         Err(error) => Err(HandshakeError::Tls(error)),
     }
 }
 
 /// Asks for structured replies: only they can report an error within a read.
-async fn wants_structured(talk: &mut Talk) -> Result<bool, HandshakeError> {
+async fn wants_structured(messages: &mut MessageStream) -> Result<bool, HandshakeError> {
     let option = OptionKind::StructuredReply;
-    ask(talk, option, &[]).await?;
-    match reply(talk, option).await? {
+    ask(messages, option, &[]).await?;
+    match reply(messages, option).await? {
         (OptionReplyKind::Ack, data) if data.is_empty() => Ok(true),
         (OptionReplyKind::TlsRequired, _) => Err(HandshakeError::TlsRequired),
         (kind, _) if kind.is_error() => Ok(false),
@@ -263,12 +271,12 @@ async fn wants_structured(talk: &mut Talk) -> Result<bool, HandshakeError> {
 }
 
 /// Asks for an export.
-async fn open(talk: &mut Talk, export: &str) -> Result<Properties, HandshakeError> {
+async fn open(messages: &mut MessageStream, export: &str) -> Result<Properties, HandshakeError> {
     let option = OptionKind::Go;
-    ask(talk, option, &go(export)).await?;
+    ask(messages, option, &go(export)).await?;
     let (mut size, mut sizes, mut name) = (None, BlockSizes::USUAL, None);
     for _ in 0..MOST_INFOS {
-        let (kind, data) = reply(talk, option).await?;
+        let (kind, data) = reply(messages, option).await?;
         match kind {
             OptionReplyKind::Info => info(&data, &mut size, &mut sizes, &mut name)?,
             OptionReplyKind::Ack => {
@@ -278,7 +286,7 @@ async fn open(talk: &mut Talk, export: &str) -> Result<Properties, HandshakeErro
                 let properties = Properties::new(bytes, flags, sizes, name);
                 return properties.map_err(HandshakeError::Unusable);
             }
-            OptionReplyKind::UnknownExport => return Err(other_exports(talk, export).await),
+            OptionReplyKind::UnknownExport => return Err(other_exports(messages, export).await),
             OptionReplyKind::Unsupported => return Err(HandshakeError::TooOld),
             _ if kind.is_error() => return Err(refused(option, kind, &data)),
             _ => return Err(UNEXPECTED),
@@ -325,14 +333,15 @@ fn info(
 }
 
 /// Asks for the names of other exports.
-async fn other_exports(talk: &mut Talk, export: &str) -> HandshakeError {
+async fn other_exports(messages: &mut MessageStream, export: &str) -> HandshakeError {
     let (mut others, mut count) = (Vec::new(), 0);
-    if let Err(error @ HandshakeError::Violation(_)) = list(talk, &mut others, &mut count).await {
+    if let Err(error @ HandshakeError::Violation(_)) = list(messages, &mut others, &mut count).await
+    {
         return error;
     }
     // It is only polite.
-    let _ = ask(talk, OptionKind::Abort, &[]).await;
-    talk.0.close();
+    let _ = ask(messages, OptionKind::Abort, &[]).await;
+    messages.0.close();
     HandshakeError::NoExport {
         export: export.into(),
         more: count - others.len(),
@@ -341,14 +350,14 @@ async fn other_exports(talk: &mut Talk, export: &str) -> HandshakeError {
 }
 
 async fn list(
-    talk: &mut Talk,
+    messages: &mut MessageStream,
     others: &mut Vec<String>,
     count: &mut usize,
 ) -> Result<(), HandshakeError> {
     let option = OptionKind::List;
-    ask(talk, option, &[]).await?;
+    ask(messages, option, &[]).await?;
     while *count < MOST_NAMES {
-        let (kind, data) = reply(talk, option).await?;
+        let (kind, data) = reply(messages, option).await?;
         match kind {
             OptionReplyKind::Server => {
                 let name = listed(&data)

@@ -27,14 +27,13 @@
 //! that it may make us keep is bounded, and every step of a handshake has a time. If it answers what was not asked,
 //! its export is given up: the guests that use it lose that disk, and nothing else happens to them or to others.
 //!
-//! Read next: [`wire`], the protocol; [`Exports`], all exports that are in use; `board.rs`, the requests of a line.
+//! Read next: [`wire`], the protocol; [`Exports`], all exports that are in use; `request_table.rs`, the requests of a line.
 
 #![no_std]
 #![deny(unsafe_code)]
 
 extern crate alloc;
 
-mod board;
 mod client;
 mod coverage;
 mod entry;
@@ -44,15 +43,16 @@ mod fault;
 mod handshake;
 mod lifecycle;
 mod line;
+mod message_stream;
 mod name;
 mod properties;
 mod queue;
 mod receiver;
+mod request_table;
 #[allow(unsafe_code, reason = "keeps segments of requests that are pending")]
 mod segments;
 mod sender;
 mod store;
-mod talk;
 pub mod wire;
 
 pub use exports::{Exports, Settings};

@@ -132,14 +132,14 @@ async fn serve_line<H: Hypervisor>(
         let connecting = connect(exports, export, number, address);
         match until_over(exports, export, number, &attempts, connecting).await {
             None => break,
-            Some(Err(Trouble { reason, passes })) => {
+            Some(Err(ConnectFailure { reason, passes })) => {
                 if !passes && export.properties().is_none() {
                     export.fail(reason);
                     break;
                 }
                 // Further lines are a help, and not needed.
                 if number == 0 || line.connections() > 0 {
-                    note_trouble(export, number, reason);
+                    note_disconnect_reason(export, number, reason);
                 }
             }
             Some(Ok((session, reached))) => {
@@ -168,15 +168,15 @@ async fn serve_line<H: Hypervisor>(
                     continue;
                 }
                 let connections = line.count_connection();
-                if line.set_trouble(None) && connections > 1 {
+                if line.set_disconnect_reason(None) && connections > 1 {
                     tell_of_connection(export);
                 }
                 let begun = exports.handle().now();
                 let before = {
-                    let mut board = line.board();
-                    attempts.connected(begun, board.waiting() > 0);
-                    board.connected(structured);
-                    board.counts()
+                    let mut table = line.table();
+                    attempts.connected(begun, table.waiting() > 0);
+                    table.connected(structured);
+                    table.counts()
                 };
                 if number > 0 {
                     address.joined();
@@ -186,9 +186,9 @@ async fn serve_line<H: Hypervisor>(
                 let end = serve(exports.handle(), export, number, served).await;
                 let now = exports.handle().now();
                 let [asked, answered] = {
-                    let mut board = line.board();
-                    board.disconnected();
-                    let after = board.counts();
+                    let mut table = line.table();
+                    table.disconnected();
+                    let after = table.counts();
                     [0, 1].map(|which| after[which] > before[which])
                 };
                 if number > 0 {
@@ -207,7 +207,7 @@ async fn serve_line<H: Hypervisor>(
                         export.fail(violation.to_string());
                         break;
                     }
-                    end => note_trouble(export, number, end.to_string()),
+                    end => note_disconnect_reason(export, number, end.to_string()),
                 }
             }
         }
@@ -217,7 +217,7 @@ async fn serve_line<H: Hypervisor>(
             break;
         }
     }
-    line.board().disconnected();
+    line.table().disconnected();
 }
 
 /// Logs that there is a connection again: of several, the first one and the last one. The line says nothing of the
@@ -242,11 +242,15 @@ fn tell_of_connection(export: &Export) {
 
 /// Notes the reason why a line has no connection, and logs it: once if several lines have the same reason, and when no
 /// line is left that has a connection.
-fn note_trouble(export: &Export, number: usize, reason: String) {
+fn note_disconnect_reason(export: &Export, number: usize, reason: String) {
     let (scheme, shown) = (export.scheme(), export.shown());
     let (before, _) = export.connections();
-    let known = export.troubles().any(|other| other == reason);
-    if !export.line(number).set_trouble(Some(reason.clone())) || export.properties().is_none() {
+    let known = export.disconnect_reasons().any(|other| other == reason);
+    if !export
+        .line(number)
+        .set_disconnect_reason(Some(reason.clone()))
+        || export.properties().is_none()
+    {
         return;
     }
     match export.connections() {
@@ -262,7 +266,7 @@ fn note_trouble(export: &Export, number: usize, reason: String) {
 }
 
 /// The reason why there is no connection.
-struct Trouble {
+struct ConnectFailure {
     reason: String,
     /// True if the next attempt may have another outcome.
     passes: bool,
@@ -274,10 +278,10 @@ async fn connect<H: Hypervisor>(
     export: &Export,
     number: usize,
     address: &ServerAddress,
-) -> Result<(Session, Option<IpAddr>), Trouble> {
+) -> Result<(Session, Option<IpAddr>), ConnectFailure> {
     let (handle, name) = (exports.handle(), &export.name);
     let server = &name.server;
-    let passing = |reason| Trouble {
+    let passing = |reason| ConnectFailure {
         reason,
         passes: true,
     };
@@ -290,7 +294,7 @@ async fn connect<H: Hypervisor>(
     let stream = match within(handle, CONNECTS, connecting).await {
         Some(Ok(stream)) => stream,
         Some(Err(error)) => {
-            return Err(Trouble {
+            return Err(ConnectFailure {
                 reason: format!("the server {server}: {error}"),
                 // Nobody who has just started knows the name better a little later.
                 passes: !matches!(error, ConnectError::NoAddress | ConnectError::NoNameServer),
@@ -303,7 +307,7 @@ async fn connect<H: Hypervisor>(
     let session = session.unwrap_or(Err(HandshakeError::Late));
     match session {
         Ok(session) => Ok((session, choice.last())),
-        Err(error) => Err(Trouble {
+        Err(error) => Err(ConnectFailure {
             passes: error.may_pass(),
             reason: error.to_string(),
         }),
@@ -343,7 +347,7 @@ async fn until_over<H: Hypervisor, T>(
             && Pin::new(sleep).poll(context).is_ready()
         {
             expiry = None;
-            line.board().expire();
+            line.table().expire();
         }
         future.as_mut().poll(context).map(Some)
     })
@@ -361,7 +365,7 @@ async fn serve<H: Hypervisor>(
     let line = export.line(number);
     let mut silence = Silence::new(handle, attempts.silent);
     let mut expiry = Expiry::new(handle, attempts.expire_at);
-    let [_, before, _] = line.board().counts();
+    let [_, before, _] = line.table().counts();
     let end = poll_fn(|context| {
         line.wake_with(context.waker());
         stream.wake_with(context.waker());
@@ -371,16 +375,16 @@ async fn serve<H: Hypervisor>(
         if is_moved() {
             return Poll::Ready(End::Moved);
         }
-        let mut board = line.board();
-        match board.work(&mut *stream) {
+        let mut table = line.table();
+        match table.work(&mut *stream) {
             Ok(false) => {}
             // Other tasks have their turn first.
             Ok(true) => context.waker().wake_by_ref(),
             Err(fault) => return Poll::Ready(End::Fault(fault)),
         }
-        let (waits, progress, unsent) = (board.is_waiting(), board.progress(), board.waiting());
-        let [_, answers, _] = board.counts();
-        drop(board);
+        let (waits, progress, unsent) = (table.is_waiting(), table.progress(), table.waiting());
+        let [_, answers, _] = table.counts();
+        drop(table);
         if export.is_leaving() && unsent == 0 && !waits {
             return Poll::Ready(End::Leaves);
         }

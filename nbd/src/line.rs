@@ -1,6 +1,6 @@
 //! A connection to a server, whether it is up or not: the state that its task and the queues share.
 
-use crate::board::Board;
+use crate::request_table::RequestTable;
 use alloc::string::String;
 use alloc::sync::Arc;
 use bulkhead_images::Flushes;
@@ -36,28 +36,28 @@ impl AddAssign for Counts {
 
 /// A line.
 pub struct Line {
-    board: Mutex<Board>,
+    table: Mutex<RequestTable>,
     task: AtomicWaker,
     connections: Mutex<u64>,
     /// The reason why there is no connection, if there is none.
-    trouble: Mutex<Option<String>>,
+    disconnect_reason: Mutex<Option<String>>,
 }
 
 impl Line {
     /// Returns a line of an export whose flushes are counted in `flushes`.
     pub fn new(flushes: Arc<Flushes>) -> Line {
         Line {
-            board: Mutex::new(Board::new(flushes)),
+            table: Mutex::new(RequestTable::new(flushes)),
             task: AtomicWaker::new(),
             connections: Mutex::new(0),
-            trouble: Mutex::new(None),
+            disconnect_reason: Mutex::new(None),
         }
     }
 
     /// Returns the line's requests. Only a queue of another vCPU than that of the line's task ever waits for the lock.
     #[inline]
-    pub fn board(&self) -> MutexGuard<'_, Board> {
-        self.board.lock()
+    pub fn table(&self) -> MutexGuard<'_, RequestTable> {
+        self.table.lock()
     }
 
     /// Wakes the line's task: there is a request to send, or the export was given up.
@@ -84,24 +84,24 @@ impl Line {
     }
 
     /// Notes the reason why there is no connection, or that there is one. Returns whether that is new.
-    pub fn set_trouble(&self, trouble: Option<String>) -> bool {
-        let mut known = self.trouble.lock();
-        let new = *known != trouble;
-        *known = trouble;
+    pub fn set_disconnect_reason(&self, disconnect_reason: Option<String>) -> bool {
+        let mut known = self.disconnect_reason.lock();
+        let new = *known != disconnect_reason;
+        *known = disconnect_reason;
         new
     }
 
     /// Returns the reason why there is no connection.
-    pub fn trouble(&self) -> Option<String> {
-        self.trouble.lock().clone()
+    pub fn disconnect_reason(&self) -> Option<String> {
+        self.disconnect_reason.lock().clone()
     }
 
     /// Returns the counts of the line so far.
     pub fn counts(&self) -> Counts {
-        let board = self.board();
-        let [commands, answers, failed] = board.counts();
-        let waiting = board.waiting() as u64;
-        drop(board);
+        let table = self.table();
+        let [commands, answers, failed] = table.counts();
+        let waiting = table.waiting() as u64;
+        drop(table);
         Counts {
             connections: self.connections(),
             commands,

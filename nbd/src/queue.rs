@@ -26,7 +26,7 @@ impl Queue {
     pub fn new(opened: Arc<Opened>, context: &QueueContext) -> Result<Queue, OutOfMemory> {
         let line = opened.export.line_for(context.vcpu);
         let depth = context.depth.clamp(1, MOST_REQUESTS);
-        let client = opened.export.line(line).board().open(depth)?;
+        let client = opened.export.line(line).table().open(depth)?;
         Ok(Queue {
             line,
             client,
@@ -117,7 +117,7 @@ impl IoQueue for Queue {
         match self.checked(&io) {
             Ok(Some(work)) => self
                 .line()
-                .board()
+                .table()
                 .submit(self.client, tag, work, io.segments),
             Ok(None) => Submitted::Done(Ok(())),
             Err(error) => Submitted::Done(Err(error)),
@@ -133,8 +133,8 @@ impl IoQueue for Queue {
         context: &mut Context<'_>,
         sink: &mut dyn FnMut(Tag, Result<(), IoError>),
     ) -> Poll<()> {
-        let mut board = self.line().board();
-        let client = board.client(self.client);
+        let mut table = self.line().table();
+        let client = table.client(self.client);
         if client.drain(sink) {
             return Poll::Ready(());
         }
@@ -143,22 +143,22 @@ impl IoQueue for Queue {
     }
 
     fn cancel(&mut self, tag: Tag) {
-        self.line().board().cancel(self.client, Some(tag));
+        self.line().table().cancel(self.client, Some(tag));
     }
 
     fn cancel_all(&mut self) {
-        self.line().board().cancel(self.client, None);
+        self.line().table().cancel(self.client, None);
     }
 
     fn poll_close(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let mut board = self.line().board();
-        board.close(self.client);
-        board.poll_close(self.client, context)
+        let mut table = self.line().table();
+        table.close(self.client);
+        table.poll_close(self.client, context)
     }
 }
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        self.line().board().release(self.client);
+        self.line().table().release(self.client);
     }
 }

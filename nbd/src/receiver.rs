@@ -1,8 +1,8 @@
 //! The reply that is being received. Nothing of it is used before it is checked.
 
-use crate::board::{Board, Slot};
 use crate::entry::EntryState;
 use crate::fault::{Fault, NbdViolation};
+use crate::request_table::{RequestTable, Slot};
 use crate::wire::{
     CHUNK_HEADER, Chunk, ChunkKind, CommandKind, ErrorCode, REPLY_MAGIC, SIMPLE_REPLY,
     STRUCTURED_MAGIC, SimpleReply, bytes_at,
@@ -47,7 +47,7 @@ impl Receiver {
     }
 }
 
-impl Board {
+impl RequestTable {
     /// Takes bytes that have arrived, until there are none or one cannot be right. Returns the number of bytes that
     /// were used.
     #[inline]

@@ -1,7 +1,7 @@
 //! The command that is being sent.
 
-use crate::board::{Board, Slot};
 use crate::entry::EntryState;
+use crate::request_table::{RequestTable, Slot};
 use crate::wire::{COMMAND_HEADER, Command, CommandKind};
 
 /// The progress of sending a command.
@@ -43,7 +43,7 @@ impl Sender {
     }
 }
 
-impl Board {
+impl RequestTable {
     /// Writes the bytes that are to be sent into a stream's buffer, as far as there is room. Returns their number.
     #[inline]
     pub(crate) fn fill(&mut self, room: &mut [u8]) -> usize {

@@ -77,9 +77,10 @@ impl<H: Hypervisor> Disks for ServedExports<H> {
 
     fn missing(&self, name: &str) -> String {
         let export = self.0.find(name);
-        let trouble = export.and_then(|export| export.troubles().next());
-        let trouble = trouble.unwrap_or_else(|| "the server does not answer".to_string());
-        self.reason(name, &trouble)
+        let disconnect_reason = export.and_then(|export| export.disconnect_reasons().next());
+        let disconnect_reason =
+            disconnect_reason.unwrap_or_else(|| "the server does not answer".to_string());
+        self.reason(name, &disconnect_reason)
     }
 
     fn pause(&self, span: Duration) -> Waiting<'_, ()> {

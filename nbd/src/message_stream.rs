@@ -6,9 +6,9 @@ use core::future::poll_fn;
 use core::task::Poll;
 
 /// A stream whose messages are waited for.
-pub struct Talk(pub Box<dyn Stream>);
+pub struct MessageStream(pub Box<dyn Stream>);
 
-impl Talk {
+impl MessageStream {
     /// Fills `to` with the next bytes that arrive.
     pub async fn read(&mut self, to: &mut [u8]) -> Result<(), Ended> {
         let mut done = 0;

@@ -1,6 +1,6 @@
 //! The requests of a line: those that wait to be sent, and those that the server has.
 //!
-//! The board does not know where the connection is: the line's task passes it the stream.
+//! The table does not know where the connection is: the line's task passes it the stream.
 
 use crate::client::Client;
 use crate::entry::{Entry, EntryState, Work};
@@ -58,7 +58,7 @@ impl Slot {
 }
 
 /// The requests of a line.
-pub struct Board {
+pub struct RequestTable {
     state: State,
     clients: Vec<Client>,
     pub(crate) unsent: VecDeque<Slot>,
@@ -83,10 +83,10 @@ pub struct Board {
     sent: u64,
 }
 
-impl Board {
-    /// Returns the board of a line without queues and without a connection.
-    pub fn new(flushes: Arc<Flushes>) -> Board {
-        Board {
+impl RequestTable {
+    /// Returns the table of a line without queues and without a connection.
+    pub fn new(flushes: Arc<Flushes>) -> RequestTable {
+        RequestTable {
             state: State::Down,
             clients: Vec::new(),
             unsent: VecDeque::new(),

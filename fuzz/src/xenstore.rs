@@ -2,7 +2,7 @@
 
 use crate::heap;
 use bulkhead_xenstore_client::wire::{DirectoryPart, Event, Message};
-use bulkhead_xenstore_client::{Breakdown, Client, Connection, Transport, wire};
+use bulkhead_xenstore_client::{Client, Connection, ConnectionFault, Transport, wire};
 use futures_util::FutureExt;
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -15,11 +15,11 @@ struct Bytes {
 }
 
 impl Transport for Bytes {
-    fn send(&mut self, bytes: &[u8]) -> Result<usize, Breakdown> {
+    fn send(&mut self, bytes: &[u8]) -> Result<usize, ConnectionFault> {
         Ok(bytes.len())
     }
 
-    fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, Breakdown> {
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, ConnectionFault> {
         let count = self.left.len().min(buffer.len()).min(self.chunk);
         for (to, from) in buffer.iter_mut().zip(self.left.drain(..count)) {
             *to = from;

@@ -1,7 +1,7 @@
 //! The connection: moves bytes between the ring and the tasks that wait.
 
 use crate::client::Client;
-use crate::error::Breakdown;
+use crate::error::ConnectionFault;
 use crate::shared::Handle;
 use crate::wire::Message;
 use alloc::vec::Vec;
@@ -13,10 +13,10 @@ use core::task::Poll;
 /// Bytes to and from xenstored: the [`Ring`](crate::Ring), or something that stands for it.
 pub trait Transport {
     /// Sends as many of the bytes as there is room for now, and returns their number.
-    fn send(&mut self, bytes: &[u8]) -> Result<usize, Breakdown>;
+    fn send(&mut self, bytes: &[u8]) -> Result<usize, ConnectionFault>;
 
     /// Takes as many bytes as there are and fit, and returns their number.
-    fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, Breakdown>;
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, ConnectionFault>;
 
     /// Notifies xenstored that bytes were sent or taken.
     fn notify(&mut self);
@@ -48,7 +48,7 @@ impl<T: Transport> Connection<T> {
     /// Moves bytes in both directions until there are no more, or no more room, and hands
     /// messages out. On an error the connection is broken for good, and all tasks that wait for it
     /// have been woken.
-    pub fn pump(&mut self) -> Result<(), Breakdown> {
+    pub fn pump(&mut self) -> Result<(), ConnectionFault> {
         if let Some(breakdown) = &self.shared.borrow().broken {
             return Err(breakdown.clone());
         }
@@ -59,7 +59,7 @@ impl<T: Transport> Connection<T> {
         result
     }
 
-    fn exchange(&mut self) -> Result<(), Breakdown> {
+    fn exchange(&mut self) -> Result<(), ConnectionFault> {
         let mut moved_any = false;
         loop {
             let moved = self.send()? + self.receive()?;
@@ -74,7 +74,7 @@ impl<T: Transport> Connection<T> {
         Ok(())
     }
 
-    fn send(&mut self) -> Result<usize, Breakdown> {
+    fn send(&mut self) -> Result<usize, ConnectionFault> {
         let mut shared = self.shared.borrow_mut();
         shared.kicked = false;
         // Whole messages, wherever the queue wraps.
@@ -83,7 +83,7 @@ impl<T: Transport> Connection<T> {
         Ok(sent)
     }
 
-    fn receive(&mut self) -> Result<usize, Breakdown> {
+    fn receive(&mut self) -> Result<usize, ConnectionFault> {
         let mut buffer = [0; RING_SIZE];
         let count = self.transport.receive(&mut buffer)?;
         self.incoming.extend_from_slice(&buffer[..count]);
@@ -99,7 +99,7 @@ impl<T: Transport> Connection<T> {
 
     /// Serves the client until the connection breaks, and returns the reason. `notified` waits
     /// for a notification from xenstored; one that came before it was called must count.
-    pub async fn run(mut self, notified: impl AsyncFn()) -> Breakdown {
+    pub async fn run(mut self, notified: impl AsyncFn()) -> ConnectionFault {
         // Dropping this future stops the connection, and no task may hang then.
         let _stopped = StopOnDrop(self.shared.clone());
         loop {
@@ -129,6 +129,6 @@ struct StopOnDrop(Handle);
 impl Drop for StopOnDrop {
     fn drop(&mut self) {
         // The first reason stays.
-        self.0.borrow_mut().fail(Breakdown::Stopped);
+        self.0.borrow_mut().fail(ConnectionFault::Stopped);
     }
 }

@@ -115,7 +115,7 @@ pub enum Fault {
         attempts: u32,
     },
     /// The connection to xenstored is broken.
-    Disconnected(Breakdown),
+    Disconnected(ConnectionFault),
 }
 
 impl From<Fault> for Error {
@@ -212,7 +212,7 @@ impl core::error::Error for Error {}
 /// The reason why the connection as a whole is broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Breakdown {
+pub enum ConnectionFault {
     /// An index of the ring is further ahead than the ring is long.
     RingIndex {
         /// The reader's index.
@@ -231,17 +231,17 @@ pub enum Breakdown {
     Stopped,
 }
 
-impl fmt::Display for Breakdown {
+impl fmt::Display for ConnectionFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Breakdown::RingIndex { consumer, producer } => write!(
+            ConnectionFault::RingIndex { consumer, producer } => write!(
                 f,
                 "impossible ring indices: read up to {consumer}, written up to {producer}"
             ),
-            Breakdown::TooLong(bytes) => {
+            ConnectionFault::TooLong(bytes) => {
                 write!(f, "message longer than the protocol allows: {bytes}")
             }
-            Breakdown::GivenUp { code } => {
+            ConnectionFault::GivenUp { code } => {
                 let reason = match *code {
                     ERROR_COMMUNICATION => "event channel does not work",
                     ERROR_RING_INDEX => "impossible ring index",
@@ -250,12 +250,12 @@ impl fmt::Display for Breakdown {
                 };
                 write!(f, "xenstored has disconnected us: {reason} ({code})")
             }
-            Breakdown::Stopped => f.write_str("the connection's task has ended"),
+            ConnectionFault::Stopped => f.write_str("the connection's task has ended"),
         }
     }
 }
 
-impl core::error::Error for Breakdown {}
+impl core::error::Error for ConnectionFault {}
 
 /// A message that xenstored has no reason to send. It is logged and skipped.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -58,7 +58,7 @@ mod tests;
 pub use bulkhead_xen::abi::xs_wire::{NodeAccess, Permission, Refusal};
 pub use client::Client;
 pub use connection::{Connection, Transport};
-pub use error::{Breakdown, Error, Excerpt, Fault};
+pub use error::{ConnectionFault, Error, Excerpt, Fault};
 pub use nodes::Nodes;
 pub use path::{Path, PathFault};
 pub use resumption::{NotResumed, Positions, Resumable, is_within_request};

@@ -5,7 +5,7 @@
 //! the note for the index that the ring has: the index itself, which changes in one step, then tells which of the two counts.
 
 use crate::connection::Transport;
-use crate::error::Breakdown;
+use crate::error::ConnectionFault;
 use crate::ring::Ring;
 use crate::wire::PAYLOAD_MAX;
 use bulkhead_xen::Hypervisor;
@@ -231,7 +231,7 @@ fn message_length(bytes: &[u8]) -> Option<usize> {
 }
 
 impl<H: Hypervisor> Transport for Resumable<H> {
-    fn send(&mut self, bytes: &[u8]) -> Result<usize, Breakdown> {
+    fn send(&mut self, bytes: &[u8]) -> Result<usize, ConnectionFault> {
         let (producer, room) = self.ring.room()?;
         let count = self.whole(bytes, room);
         if count > 0 {
@@ -243,7 +243,7 @@ impl<H: Hypervisor> Transport for Resumable<H> {
         Ok(count)
     }
 
-    fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, Breakdown> {
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, ConnectionFault> {
         loop {
             let (consumer, count) = self.ring.read(buffer)?;
             if count == 0 {

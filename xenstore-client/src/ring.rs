@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 use crate::connection::Transport;
-use crate::error::Breakdown;
+use crate::error::ConnectionFault;
 use bulkhead_xen::abi::xs_wire::{
     CONNECTED, ERROR_NONE, FEATURE_ERROR, FEATURE_RECONNECTION, Interface, RING_SIZE,
 };
@@ -98,21 +98,21 @@ impl<H: Hypervisor> Ring<H> {
     }
 
     /// Checks whether the server has given up on this domain.
-    fn check_error(&self) -> Result<(), Breakdown> {
+    fn check_error(&self) -> Result<(), ConnectionFault> {
         let error = self.word(offset_of!(Interface, error));
         let code = error.load(Ordering::Acquire);
         if self.offers(FEATURE_ERROR) && code != ERROR_NONE {
-            return Err(Breakdown::GivenUp { code });
+            return Err(ConnectionFault::GivenUp { code });
         }
         Ok(())
     }
 }
 
 /// Returns the number of bytes between a reader and a writer.
-fn used(consumer: u32, producer: u32) -> Result<usize, Breakdown> {
+fn used(consumer: u32, producer: u32) -> Result<usize, ConnectionFault> {
     let length = producer.wrapping_sub(consumer);
     if length as usize > RING_SIZE {
-        return Err(Breakdown::RingIndex { consumer, producer });
+        return Err(ConnectionFault::RingIndex { consumer, producer });
     }
     Ok(length as usize)
 }
@@ -125,7 +125,7 @@ impl<H: Hypervisor> Ring<H> {
     }
 
     /// Returns the index of the next byte to be sent, and how many there is room for.
-    pub(crate) fn room(&self) -> Result<(u32, usize), Breakdown> {
+    pub(crate) fn room(&self) -> Result<(u32, usize), ConnectionFault> {
         let producer = self.sent();
         if !self.connected() {
             return Ok((producer, 0));
@@ -163,7 +163,7 @@ impl<H: Hypervisor> Ring<H> {
 
     /// Copies the bytes that have arrived, as far as they fit, and returns the index of the first one, and their
     /// number. The bytes stay on the ring.
-    pub(crate) fn read(&self, buffer: &mut [u8]) -> Result<(u32, usize), Breakdown> {
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> Result<(u32, usize), ConnectionFault> {
         let consumer = self.taken();
         if !self.connected() {
             return Ok((consumer, 0));
@@ -193,7 +193,7 @@ impl<H: Hypervisor> Ring<H> {
 }
 
 impl<H: Hypervisor> Transport for Ring<H> {
-    fn send(&mut self, bytes: &[u8]) -> Result<usize, Breakdown> {
+    fn send(&mut self, bytes: &[u8]) -> Result<usize, ConnectionFault> {
         let (producer, room) = self.room()?;
         let count = room.min(bytes.len());
         if count > 0 {
@@ -203,7 +203,7 @@ impl<H: Hypervisor> Transport for Ring<H> {
         Ok(count)
     }
 
-    fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, Breakdown> {
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, ConnectionFault> {
         let (consumer, count) = self.read(buffer)?;
         if count > 0 {
             self.take(consumer.wrapping_add(count as u32));

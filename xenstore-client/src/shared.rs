@@ -1,6 +1,6 @@
 //! The state that a client's handles and its connection share: requests that wait, and watches.
 
-use crate::error::{Breakdown, Error, Fault, Unexpected};
+use crate::error::{ConnectionFault, Error, Fault, Unexpected};
 use crate::path::Path;
 use crate::wire::{self, Event, Message, MessageType, Request, RequestId, Token, TransactionId};
 use alloc::collections::VecDeque;
@@ -72,7 +72,7 @@ pub(crate) struct Shared {
     pub requests: LiteMap<RequestId, Asked>,
     pub watches: LiteMap<Token, Watching>,
     /// The reason why there will be no more answers.
-    pub broken: Option<Breakdown>,
+    pub broken: Option<ConnectionFault>,
     /// Set when there is something new in `outgoing`.
     pub kicked: bool,
     /// The connection's task.
@@ -245,7 +245,7 @@ impl Shared {
     }
 
     /// Marks the connection as broken and wakes all tasks that wait.
-    pub fn fail(&mut self, breakdown: Breakdown) {
+    pub fn fail(&mut self, breakdown: ConnectionFault) {
         self.broken.get_or_insert(breakdown);
         for (_, asked) in self.requests.iter_mut() {
             if let Progress::Asked(waiter) = &mut asked.progress

@@ -4,7 +4,7 @@
 //! [`PAYLOAD_MAX`] bytes (`io/xs_wire.h`); Xen's `docs/misc/xenstore.txt` says what they are
 //! for each kind of message.
 
-use crate::error::{Breakdown, Excerpt};
+use crate::error::{ConnectionFault, Excerpt};
 use crate::path::Path;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -46,14 +46,14 @@ impl<'a> Message<'a> {
     /// assert_eq!(message.header.message_type, MessageType::READ);
     /// assert_eq!((message.payload, rest), (&b"ok"[..], &b""[..]));
     /// ```
-    pub fn split(stream: &'a [u8]) -> Result<Option<(Message<'a>, &'a [u8])>, Breakdown> {
+    pub fn split(stream: &'a [u8]) -> Result<Option<(Message<'a>, &'a [u8])>, ConnectionFault> {
         let Some((start, rest)) = stream.split_first_chunk() else {
             return Ok(None);
         };
         let header = Header::from_bytes(start);
         let length = header.length as usize;
         if length > PAYLOAD_MAX {
-            return Err(Breakdown::TooLong(Excerpt::of(stream)));
+            return Err(ConnectionFault::TooLong(Excerpt::of(stream)));
         }
         let message = rest.split_at_checked(length);
         Ok(message.map(|(payload, rest)| (Message { header, payload }, rest)))

@@ -1,7 +1,7 @@
 //! The connection as a task of the executor, in the simulated Xen.
 
 use super::{GUEST, OTHER};
-use crate::{Breakdown, Client, Connection, Error, Fault, Ring, Transport};
+use crate::{Client, Connection, ConnectionFault, Error, Fault, Ring, Transport};
 use bulkhead_executor::Executor;
 use bulkhead_xen::abi::xs_wire::ERROR_RING_INDEX;
 use bulkhead_xen::{DomId, Hypervisor};
@@ -144,7 +144,7 @@ fn everyone_who_waits_is_woken_when_the_connection_breaks() {
         .unwrap();
     sim.run_until_idle(|| executor.run_until_idle());
     let code = ERROR_RING_INDEX;
-    let gone = Error::from(Fault::Disconnected(Breakdown::GivenUp { code }));
+    let gone = Error::from(Fault::Disconnected(ConnectionFault::GivenUp { code }));
     assert_eq!(*told.borrow(), [gone.clone(), gone.clone(), gone]);
 }
 
@@ -152,11 +152,11 @@ fn everyone_who_waits_is_woken_when_the_connection_breaks() {
 struct Silence;
 
 impl Transport for Silence {
-    fn send(&mut self, bytes: &[u8]) -> Result<usize, Breakdown> {
+    fn send(&mut self, bytes: &[u8]) -> Result<usize, ConnectionFault> {
         Ok(bytes.len())
     }
 
-    fn receive(&mut self, _: &mut [u8]) -> Result<usize, Breakdown> {
+    fn receive(&mut self, _: &mut [u8]) -> Result<usize, ConnectionFault> {
         Ok(0)
     }
 
@@ -180,6 +180,6 @@ fn a_connection_that_is_stopped_hangs_nobody() {
     assert_eq!(*result.borrow(), None);
     task.stop();
     executor.run_until_idle();
-    let stopped = Error::from(Fault::Disconnected(Breakdown::Stopped));
+    let stopped = Error::from(Fault::Disconnected(ConnectionFault::Stopped));
     assert_eq!(*result.borrow(), Some(Err(stopped)));
 }

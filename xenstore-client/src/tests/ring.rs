@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::connection::Transport;
-use crate::{Breakdown, Error, Fault};
+use crate::{ConnectionFault, Error, Fault};
 use bulkhead_xen::abi::xs_wire::{
     ERROR_PROTOCOL, Header, MessageType, RECONNECT, RequestId, TransactionId,
 };
@@ -81,7 +81,7 @@ fn impossible_indices_break_the_connection() {
         let consumer = rig.page.get(offset);
         rig.page.set(offset, consumer.wrapping_add(index));
         let breakdown = rig.connection.pump().unwrap_err();
-        assert!(matches!(breakdown, Breakdown::RingIndex { .. }));
+        assert!(matches!(breakdown, ConnectionFault::RingIndex { .. }));
         // It stays broken, whatever the index says later.
         rig.page.set(offset, consumer);
         assert_eq!(rig.connection.pump(), Err(breakdown.clone()));
@@ -95,7 +95,7 @@ fn impossible_indices_break_the_connection() {
 
 /// Sends bytes that no xenstored would send to a client that waits for an answer, an event and a
 /// place for a transaction; returns why the connection broke.
-fn breakdown(bytes: &[u8]) -> Breakdown {
+fn breakdown(bytes: &[u8]) -> ConnectionFault {
     let mut rig = Rig::new();
     let store = rig.client.clone();
     let mut watch = rig.run(store.watch("data")).unwrap();
@@ -227,7 +227,7 @@ fn a_server_that_gives_up_is_heard() {
     let code = ERROR_PROTOCOL;
     assert_eq!(
         error,
-        Fault::Disconnected(Breakdown::GivenUp { code }).into()
+        Fault::Disconnected(ConnectionFault::GivenUp { code }).into()
     );
     assert_eq!(
         error.to_string(),

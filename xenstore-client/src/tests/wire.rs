@@ -1,7 +1,7 @@
 //! Messages: what is written is read back, and nothing that arrives can do harm.
 
 use crate::wire::*;
-use crate::{Breakdown, NodeAccess, Path};
+use crate::{ConnectionFault, NodeAccess, Path};
 use bulkhead_xen::DomId;
 use proptest::prelude::*;
 use std::string::String;
@@ -219,7 +219,7 @@ proptest! {
         };
         prop_assert!(matches!(
             Message::split(&header.to_bytes()),
-            Err(Breakdown::TooLong(_))
+            Err(ConnectionFault::TooLong(_))
         ));
     }
 }

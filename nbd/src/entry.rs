@@ -191,11 +191,11 @@ impl Entry {
     #[inline]
     pub fn answered(&mut self) -> Option<Result<(), IoError>> {
         self.done += self.part();
-        let forgets = matches!(self.work.kind, CommandKind::Trim | CommandKind::WriteZeroes);
+        let discards = matches!(self.work.kind, CommandKind::Trim | CommandKind::WriteZeroes);
         if self.error == ErrorCode::NONE && self.done < self.work.len && !self.unwanted {
             return None;
         }
-        Some(self.error.outcome(forgets))
+        Some(self.error.outcome(discards))
     }
 
     /// Has the present command sent again.

@@ -150,7 +150,7 @@ impl Properties {
     }
 
     /// Returns whether the server can discard data.
-    pub fn forgets(&self) -> bool {
+    pub fn discards(&self) -> bool {
         let either = TransmissionFlags::SEND_TRIM | TransmissionFlags::SEND_WRITE_ZEROES;
         self.flags.intersects(either) && !self.is_read_only()
     }
@@ -173,7 +173,7 @@ impl Properties {
             physical_sector_size: self.physical_sector_size,
             read_only: self.is_read_only(),
             flush: self.flags.contains(TransmissionFlags::SEND_FLUSH),
-            discard: self.forgets().then_some(limits),
+            discard: self.discards().then_some(limits),
         }
     }
 

@@ -23,7 +23,7 @@ pub struct Namespace {
     /// The serial number and the model of its controller, which all controllers of a drive have alike.
     drive: (String, String),
     /// The command by which it discards data, if there is one.
-    forgets: Option<Action>,
+    discards: Option<Action>,
     flushes: bool,
     sectors: AtomicU64,
     read_only: AtomicBool,
@@ -40,7 +40,7 @@ impl Namespace {
             id,
             data,
             drive: (controller.serial.clone(), controller.model.clone()),
-            forgets: if controller.deallocates {
+            discards: if controller.deallocates {
                 Some(Action::Deallocate)
             } else if controller.writes_zeroes && data.zeroes_deallocate {
                 Some(Action::WriteZeroes)
@@ -80,8 +80,8 @@ impl Namespace {
     }
 
     /// Returns the command by which it discards data, if there is one.
-    pub fn forgets(&self) -> Option<Action> {
-        self.forgets
+    pub fn discards(&self) -> Option<Action> {
+        self.discards
     }
 
     /// Returns whether writes need a flush to be durable.
@@ -180,7 +180,7 @@ impl BlockDevice for Device {
             read_only,
             // Offered without a cache, too: a flush then completes at once.
             flush: true,
-            discard: namespace.forgets.filter(|_| !read_only).map(|_| limits),
+            discard: namespace.discards.filter(|_| !read_only).map(|_| limits),
         }
     }
 

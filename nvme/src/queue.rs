@@ -112,7 +112,7 @@ impl Queue {
             }
             Op::Discard { secure: true, .. } => return Err(IoError::NotSupported),
             Op::Discard { sector, count, .. } => {
-                let action = namespace.forgets().ok_or(IoError::NotSupported)?;
+                let action = namespace.discards().ok_or(IoError::NotSupported)?;
                 let bytes = count.bytes().ok_or(IoError::OutOfRange)?;
                 (action, self.blocks(sector, bytes, true)?)
             }

@@ -57,7 +57,7 @@ pub struct DeviceQueue {
     /// The current time in seconds, as of the last check of the requests.
     now: u32,
     /// The request by which data is discarded, and the most sectors of one.
-    forgets: Option<crate::disk_config::Forgets>,
+    discards: Option<crate::disk_config::DiscardRequest>,
     counts: Counts,
 }
 
@@ -70,7 +70,7 @@ impl DeviceQueue {
         watch: Arc<Watch>,
         most: usize,
         has_indirect: bool,
-        forgets: Option<crate::disk_config::Forgets>,
+        discards: Option<crate::disk_config::DiscardRequest>,
     ) -> Result<DeviceQueue, NoPages> {
         let direct = (!has_indirect).then(|| most.min(DIRECT));
         let slots = (most / direct.unwrap_or(1)).clamp(1, MOST_ENTRIES);
@@ -87,7 +87,7 @@ impl DeviceQueue {
             waiting_clients: 0,
             turn: 0,
             now: 0,
-            forgets,
+            discards,
             counts: Counts::default(),
         })
     }
@@ -290,12 +290,12 @@ impl DeviceQueue {
     /// Asks for the next part of a discard. Returns false if there is none.
     #[cold]
     fn go_on(&mut self, number: usize) -> bool {
-        let Some(forgets) = self.forgets else {
+        let Some(discards) = self.discards else {
             return false;
         };
         let since = self.now;
         let slot = self.slots.get(number);
-        let done = slot.range.count.min(forgets.most.into());
+        let done = slot.range.count.min(discards.most.into());
         slot.range = Range {
             start: slot.range.start + done,
             count: slot.range.count - done,
@@ -305,10 +305,10 @@ impl DeviceQueue {
         }
         slot.since = since;
         let request = Request {
-            kind: forgets.request,
+            kind: discards.request,
             sector: 0,
             range: slot.range,
-            most: forgets.most,
+            most: discards.most,
         };
         self.slots.set_range(number, &request);
         self.slots.clear_outcome(number);

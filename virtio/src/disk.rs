@@ -50,8 +50,8 @@ impl Disk {
 impl BlockDevice for Disk {
     fn geometry(&self) -> Geometry {
         let Opened { device, config, .. } = &*self.0;
-        let limits = config.forgets.map(|forgets| DiscardLimits {
-            granularity: forgets.granularity,
+        let limits = config.discards.map(|discards| DiscardLimits {
+            granularity: discards.granularity,
             alignment: Sector(0),
             secure: false,
         });
@@ -174,10 +174,10 @@ impl Queue {
             }
             Op::Discard { secure: true, .. } => return Err(IoError::NotSupported),
             Op::Discard { sector, count, .. } => {
-                let forgets = self.opened.config.forgets.ok_or(IoError::NotSupported)?;
+                let discards = self.opened.config.discards.ok_or(IoError::NotSupported)?;
                 let bytes = count.bytes().ok_or(IoError::OutOfRange)?;
                 let count = self.check(sector, bytes, true)?;
-                (request.kind, request.most) = (forgets.request, forgets.most);
+                (request.kind, request.most) = (discards.request, discards.most);
                 request.range = Range {
                     start: sector.0,
                     count,

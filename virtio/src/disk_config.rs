@@ -70,7 +70,7 @@ pub fn bits(features: F) -> u64 {
 
 /// The request by which a disk discards data, and its limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Forgets {
+pub struct DiscardRequest {
     /// The type of the request.
     pub request: T,
     /// The most sectors of one request, whole blocks.
@@ -93,7 +93,7 @@ pub struct DiskConfig {
     /// The number of its queues, at least 1.
     pub queues: u16,
     /// The request by which it discards data, if there is one.
-    pub forgets: Option<Forgets>,
+    pub discards: Option<DiscardRequest>,
     /// It has a write cache: writes need a flush to be durable.
     pub flushes: bool,
     /// It can only be read.
@@ -169,7 +169,7 @@ impl DiskConfig {
             physical_sector_size,
             segments: segments.clamp(1, MOST_SEGMENTS),
             queues: queues.max(1),
-            forgets: forgets(disk, features, sector_size),
+            discards: discards(disk, features, sector_size),
             flushes: has(F::FLUSH),
             read_only: has(F::RO),
         })
@@ -183,7 +183,7 @@ impl DiskConfig {
 }
 
 /// Returns the request by which a disk discards data, if there is one.
-fn forgets(disk: &dyn Registers, features: F, sector_size: SectorSize) -> Option<Forgets> {
+fn discards(disk: &dyn Registers, features: F, sector_size: SectorSize) -> Option<DiscardRequest> {
     let unit = sector_size.sectors().0 as u32;
     let whole = |sectors: u32| sectors - sectors % unit;
     let at_once = |sectors: u32| whole(sectors.min((MOST_FORGOTTEN / Sector::SIZE as u64) as u32));
@@ -191,7 +191,7 @@ fn forgets(disk: &dyn Registers, features: F, sector_size: SectorSize) -> Option
     let most = at_once(disk.read32(MAX_DISCARD_SECTORS));
     if discard && most > 0 {
         let granularity = disk.read32(DISCARD_SECTOR_ALIGNMENT);
-        return Some(Forgets {
+        return Some(DiscardRequest {
             request: T::Discard,
             most,
             granularity: Sector(whole(granularity).max(unit).into()),
@@ -199,7 +199,7 @@ fn forgets(disk: &dyn Registers, features: F, sector_size: SectorSize) -> Option
     }
     let most = at_once(disk.read32(MAX_WRITE_ZEROES_SECTORS));
     let zeroes = features.contains(F::WRITE_ZEROES) && disk.read8(WRITE_ZEROES_MAY_UNMAP) == 1;
-    (zeroes && most > 0).then_some(Forgets {
+    (zeroes && most > 0).then_some(DiscardRequest {
         request: T::WriteZeroes,
         most,
         granularity: sector_size.sectors(),
@@ -259,7 +259,7 @@ mod tests {
         let config = DiskConfig::parse(&Bytes(bytes), NEEDED).expect("usable");
         assert_eq!(config.sectors, Sector(100));
         assert_eq!((config.segments, config.queues), (1, 1));
-        assert_eq!((config.forgets, config.flushes), (None, false));
+        assert_eq!((config.discards, config.flushes), (None, false));
     }
 
     #[test]
@@ -271,8 +271,8 @@ mod tests {
         let features = NEEDED | F::BLK_SIZE | F::DISCARD;
         let config = DiskConfig::parse(&Bytes(bytes), features).expect("usable");
         assert_eq!(config.sectors, Sector(16));
-        let forgets = config.forgets.expect("it discards");
-        assert_eq!((forgets.most, forgets.granularity), (1000, Sector(8)));
+        let discards = config.discards.expect("it discards");
+        assert_eq!((discards.most, discards.granularity), (1000, Sector(8)));
     }
 
     proptest! {
@@ -290,9 +290,9 @@ mod tests {
             prop_assert_eq!(config.sectors.0 % unit, 0);
             prop_assert!(config.physical_sector_size >= config.sector_size);
             prop_assert!((1..=MOST_SEGMENTS).contains(&config.segments) && config.queues > 0);
-            if let Some(forgets) = config.forgets {
-                prop_assert!(forgets.most > 0 && u64::from(forgets.most) % unit == 0);
-                prop_assert_eq!(forgets.granularity.0 % unit, 0);
+            if let Some(discards) = config.discards {
+                prop_assert!(discards.most > 0 && u64::from(discards.most) % unit == 0);
+                prop_assert_eq!(discards.granularity.0 % unit, 0);
             }
         }
     }

@@ -166,9 +166,9 @@ impl<H: Hypervisor> ControllerTask<'_, H> {
 
     /// Reads the most that one command may deallocate or clear.
     async fn read_limits(&mut self, data: &ControllerData) -> Result<Limits, AdminError> {
-        let forgets = data.deallocates || data.writes_zeroes;
+        let discards = data.deallocates || data.writes_zeroes;
         // Controllers before NVMe 1.4 do not know this structure.
-        if !forgets || registers::version(&**self.controller.registers()) < (1, 4) {
+        if !discards || registers::version(&**self.controller.registers()) < (1, 4) {
             return Ok(Limits::untold(data));
         }
         match self.admin.read(admin::identify(Identify::Limits)).await {

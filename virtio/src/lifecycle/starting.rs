@@ -200,7 +200,7 @@ impl<'d, H: PciHost> DeviceTask<'d, H> {
                 device.watch().clone(),
                 entries,
                 has_indirect,
-                config.forgets,
+                config.discards,
             )?;
             queues.push(Mutex::new(queue));
         }

@@ -4,7 +4,7 @@ use super::discard::discard;
 use bulkhead_blkback_testkit::{
     Bystander, Guest, Nbd, PATHS, Random, Setup, Style, World, allocations,
 };
-use bulkhead_nbd_testing::{Config, FakeExport, Fate, Reach};
+use bulkhead_nbd_testing::{Config, FakeExport, Reach, Treatment};
 use bulkhead_ring::blkif::Status;
 use bulkhead_ring::blkif::TransferKind::{Write, WriteBarrier};
 use bulkhead_stream::{ConnectError, Ended};
@@ -177,8 +177,8 @@ fn guests_wait_for_a_server_that_is_gone_and_others_do_not() {
         server.decide(move |_| {
             left -= 1;
             match left {
-                0 => Fate::Unanswered(Ended::Reset),
-                _ => Fate::Held,
+                0 => Treatment::Unanswered(Ended::Reset),
+                _ => Treatment::Held,
             }
         });
         for number in 0..16 {
@@ -192,7 +192,7 @@ fn guests_wait_for_a_server_that_is_gone_and_others_do_not() {
         world.wait(Duration::from_secs(1200));
         assert_eq!(disk.link().collect(), [], "the guest waits");
         other.io();
-        server.decide(|_| Fate::Done);
+        server.decide(|_| Treatment::Done);
         server.change(|config| config.reach = Reach::Connects);
         world.wait(Duration::from_secs(31));
         let answers = disk.link().collect();
@@ -265,9 +265,9 @@ fn random_reads_and_writes_verify_while_connections_drop() {
         server.decide(move |_| {
             commands += 1;
             match commands % 13 {
-                0 => Fate::Unanswered(Ended::Reset),
-                6 => Fate::Failed(108),
-                _ => Fate::Done,
+                0 => Treatment::Unanswered(Ended::Reset),
+                6 => Treatment::Failed(108),
+                _ => Treatment::Done,
             }
         });
         let (mut model, mut random) = (vec![0; SIZE], Random::new(23));
@@ -289,7 +289,7 @@ fn a_disk_whose_server_is_gone_or_silent_is_taken_from_its_guest() {
         let guest = Guest::new(&world);
         let mut disk = guest.attach("xvda", "nbd:10.0.0.2/alice").connected();
         let server = &nbd(&world).server;
-        server.decide(|_| Fate::Lost);
+        server.decide(|_| Treatment::Lost);
         for number in 0..4 {
             disk.link().push_transfer(Write, number * 8, 8, &[1; 4096]);
             disk.link().push_read(number * 8, 8);
@@ -310,7 +310,7 @@ fn a_disk_whose_server_is_gone_or_silent_is_taken_from_its_guest() {
         assert_eq!(world.sim.is_fully_gone(id), gone);
         world.wait(Duration::from_secs(40));
         assert!(world.sim.is_fully_gone(id));
-        server.decide(|_| Fate::Done);
+        server.decide(|_| Treatment::Done);
         server.change(|config| config.reach = Reach::Connects);
         world.wait(Duration::from_secs(60));
         end(&world);
@@ -323,7 +323,7 @@ fn a_server_that_violates_the_protocol_costs_its_guest_the_disk() {
     let guest = Guest::new(&world);
     let mut other = Bystander::new(&world);
     let mut disk = guest.attach("xvda", "nbd:10.0.0.2/alice").connected();
-    nbd(&world).server.decide(|_| Fate::Misnamed(1 << 40));
+    nbd(&world).server.decide(|_| Treatment::Misnamed(1 << 40));
     for number in 0..4 {
         disk.link().push_read(number * 8, 8);
     }

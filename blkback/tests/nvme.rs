@@ -6,7 +6,7 @@ use bulkhead_blkback_testkit::{
 };
 use bulkhead_grant::GrantAccess;
 use bulkhead_nvme::command::nvm::opcode;
-use bulkhead_nvme_testing::{Config, FakeNamespace, Fate};
+use bulkhead_nvme_testing::{Config, FakeNamespace, Treatment};
 use bulkhead_ring::blkif::TransferKind::{Read, Write, WriteBarrier};
 use bulkhead_ring::blkif::{BlkifSector, Request, Segment, Status};
 use bulkhead_xen::PAGE_SIZE;
@@ -117,7 +117,7 @@ fn pages_of_a_guest_that_is_gone_stay_until_the_controller_has_none_of_them() {
         let mut disk = disk.styled(Style::persistent(persistent)).connected();
         let fake = &nvme(&world).fake;
         // Not even an abort is heard of.
-        fake.decide(|_| Fate::Lost);
+        fake.decide(|_| Treatment::Lost);
         for number in 0..4 {
             disk.link().push_read(number * 8, 8);
         }
@@ -320,7 +320,7 @@ fn a_domain_that_ends_in_mid_read_leaves_its_guests_pages_alone() {
         let guest = Guest::new(&world);
         let nvme = nvme(&world);
         let mut disk = guest.attach("xvda", "nvme:03:00.0").connected();
-        nvme.fake.decide(|_| Fate::Held);
+        nvme.fake.decide(|_| Treatment::Held);
         let page = disk.link().fresh_page(GrantAccess::ReadWrite);
         let memory = page.memory;
         let segment = Segment::new(page.gref(), 0, 7).expect("a page");

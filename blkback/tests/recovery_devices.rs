@@ -6,7 +6,7 @@ use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback_testkit::{Crash, Guest, Nvme, PATHS, Random, Setup, Style, World};
 use bulkhead_grant::GrantAccess;
 use bulkhead_images::SectorSize;
-use bulkhead_nvme_testing::{Config, FakeNamespace, Fate};
+use bulkhead_nvme_testing::{Config, FakeNamespace, Treatment};
 use bulkhead_ring::blkif::TransferKind::Read;
 use bulkhead_ring::blkif::{BlkifSector, Request, Segment, Status};
 use bulkhead_volumes::Guid;
@@ -210,7 +210,7 @@ fn what_a_slow_controller_still_does_it_does_before_the_next_boot() {
         disk.write(sector, &[sector as u8 + 1; 512]);
     }
     let fake = &nvme(&world).fake;
-    fake.decide(|_| Fate::Held);
+    fake.decide(|_| Treatment::Held);
     for sector in 0..32 {
         disk.link().push_read(sector, 1);
     }
@@ -223,7 +223,7 @@ fn what_a_slow_controller_still_does_it_does_before_the_next_boot() {
     fake.stop_late(commands + 5);
     world.restart();
     assert_eq!(fake.held().len(), 0);
-    fake.decide(|_| Fate::Done);
+    fake.decide(|_| Treatment::Done);
     world.wait(SOON);
     let answers = disk.link().collect();
     assert_eq!(answers.len(), 32);
@@ -244,7 +244,7 @@ fn a_controller_that_does_not_stop_ends_the_domain() {
     let mut disk = guest.attach("xvda", NVME).connected();
     disk.write(0, &[1; 512]);
     let fake = &nvme(&world).fake;
-    fake.decide(|_| Fate::Held);
+    fake.decide(|_| Treatment::Held);
     push_writes(&mut disk, 8, 2);
     disk.link().kick();
     world.run();
@@ -262,7 +262,7 @@ fn a_controller_that_violates_the_protocol_reaches_no_page_of_before() {
     let mut disk = guest.attach("xvda", NVME).connected();
     disk.write(0, &[7; 4096]);
     let fake = &nvme(&world).fake;
-    fake.decide(|_| Fate::Held);
+    fake.decide(|_| Treatment::Held);
     let page = disk.link().fresh_page(GrantAccess::ReadWrite);
     let memory = page.memory;
     let segment = Segment::new(page.gref(), 0, 7).expect("a page");
@@ -288,7 +288,7 @@ fn a_controller_that_violates_the_protocol_reaches_no_page_of_before() {
     let there: [u8; PAGE_SIZE] = unsafe { memory.cast().read() };
     assert!(there == canary, "it has written to a page of before");
     assert_eq!(world.sim.violations().len(), 1, "the IOMMU has refused it");
-    fake.decide(|_| Fate::Done);
+    fake.decide(|_| Treatment::Done);
     world.wait(SOON);
     let answers = disk.link().collect();
     assert_eq!(answers.len(), 1);

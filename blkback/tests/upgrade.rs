@@ -4,7 +4,7 @@ use super::recovery::{collect_all, held, push_writes};
 use super::recovery_devices::{NVME, nvme_setup};
 use bulkhead_blkback::upgrade::{ERROR_NODE, NODE, Runtime, answer_upgrades};
 use bulkhead_blkback_testkit::{Guest, Setup, World};
-use bulkhead_nvme_testing::Fate;
+use bulkhead_nvme_testing::Treatment;
 use bulkhead_upgrade::request::Fault;
 use bulkhead_upgrade::testing::{NOTE, file, running};
 use bulkhead_upgrade::{Candidate, Running, Version, WITH_DEVICES, Way};
@@ -192,7 +192,7 @@ fn what_a_controller_was_asked_before_is_answered_by_the_version_that_serves() {
     let guest = Guest::with_memory(&world, 2048);
     let mut disk = guest.attach("xvda", NVME).connected();
     let fake = &world.nvme.as_ref().expect("it has a controller").fake;
-    fake.decide(|_| Fate::Held);
+    fake.decide(|_| Treatment::Held);
     let asked = push_writes(&mut disk, 8, 3);
     disk.link().kick();
     let told = ask(&world, &format!("ram:new sha256={}", sum(&new)));
@@ -209,7 +209,7 @@ fn what_a_controller_was_asked_before_is_answered_by_the_version_that_serves() {
         world.wait(SOON);
         assert_eq!(disk.link().collect().len(), 0);
     }
-    fake.decide(|_| Fate::Done);
+    fake.decide(|_| Treatment::Done);
     while !fake.held().is_empty() {
         fake.finish(0);
     }

@@ -4,7 +4,7 @@ use crate::discard::discard;
 use bulkhead_blkback_testkit::{Guest, PATHS, Random, Setup, Style, Virtio, World, allocations};
 use bulkhead_ring::blkif::Status;
 use bulkhead_ring::blkif::TransferKind::Write;
-use bulkhead_virtio_testing::{Config, Fate, T};
+use bulkhead_virtio_testing::{Config, T, Treatment};
 use bulkhead_xen_sim::DomainKind;
 use bulkhead_xen_sim::xenstore::toolstack;
 use std::time::Duration;
@@ -103,7 +103,7 @@ fn pages_of_a_guest_that_is_gone_stay_until_the_device_has_none_of_them() {
         let disk = guest.attach("xvda", "virtio:04:00.0");
         let mut disk = disk.styled(Style::persistent(persistent)).connected();
         let fake = &virtio(&world).fake;
-        fake.decide(|_| Fate::Lost);
+        fake.decide(|_| Treatment::Lost);
         for number in 0..4 {
             disk.link().push_read(number * 8, 8);
         }
@@ -135,11 +135,11 @@ fn a_guest_is_served_again_after_a_device_was_reset() {
     let guest = Guest::new(&world);
     let mut disk = guest.attach("xvda", "virtio:04:00.0").connected();
     let fake = &virtio(&world).fake;
-    fake.decide(|_| Fate::Lost);
+    fake.decide(|_| Treatment::Lost);
     let id = disk.link().push_transfer(Write, 8, 8, &[5; 4096]);
     disk.link().kick();
     world.run();
-    fake.decide(|_| Fate::Done);
+    fake.decide(|_| Treatment::Done);
     world.wait(Duration::from_secs(40));
     let answers = disk.link().collect();
     assert_eq!((answers.len(), answers[0].id), (1, id));

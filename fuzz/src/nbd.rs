@@ -4,7 +4,7 @@ use crate::heap;
 use bulkhead_blkback_testkit::Script;
 use bulkhead_images::{Access, IoError, IoSegment, Op, Sector, Submitted, Tag};
 use bulkhead_nbd_testing::world::{Buffer, Disk, World, discard, pattern, read, write};
-use bulkhead_nbd_testing::{Config, FakeExport, Fate, Part, Reach, Seen};
+use bulkhead_nbd_testing::{Config, FakeExport, Part, Reach, Seen, Treatment};
 use bulkhead_stream::{ConnectError, Ended};
 use std::time::Duration;
 
@@ -122,19 +122,19 @@ fn forge(world: &World, script: &mut Script<'_>) {
 }
 
 /// Reads from the script what the server does with a command.
-fn fate(script: &mut Script<'_>) -> Fate {
+fn treatment(script: &mut Script<'_>) -> Treatment {
     let error = script.number() as u32;
     match script.below(12) {
-        0 => Fate::Twice,
-        1 => Fate::Misnamed(script.number().rotate_left(script.below(64) as u32)),
-        2 => Fate::Lost,
-        3 | 4 => Fate::Failed(script.pick(&[error, 5, 28, 95, 108])),
-        5 => Fate::Unanswered(script.pick(&[Ended::Closed, Ended::Reset, Ended::TimedOut])),
-        6 => Fate::Raw((0..script.below(40)).map(|_| script.byte()).collect()),
-        7 => Fate::Held,
+        0 => Treatment::Twice,
+        1 => Treatment::Misnamed(script.number().rotate_left(script.below(64) as u32)),
+        2 => Treatment::Lost,
+        3 | 4 => Treatment::Failed(script.pick(&[error, 5, 28, 95, 108])),
+        5 => Treatment::Unanswered(script.pick(&[Ended::Closed, Ended::Reset, Ended::TimedOut])),
+        6 => Treatment::Raw((0..script.below(40)).map(|_| script.byte()).collect()),
+        7 => Treatment::Held,
         _ => {
             let parts = 1 + script.below(5);
-            Fate::Parts((0..parts).map(|_| part(script)).collect())
+            Treatment::Parts((0..parts).map(|_| part(script)).collect())
         }
     }
 }
@@ -167,28 +167,28 @@ fn control(world: &World, script: &mut Script<'_>) {
             }
         }
         2..4 => {
-            let (mut left, fate) = (script.below(6), fate(script));
+            let (mut left, treatment) = (script.below(6), treatment(script));
             server.decide(move |_| match left.checked_sub(1) {
                 Some(fewer) => {
                     left = fewer;
-                    fate.clone()
+                    treatment.clone()
                 }
-                None => Fate::Done,
+                None => Treatment::Done,
             });
         }
         // Reads come in two parts, the second one first.
         4 => server.decide(|seen: &Seen| {
             let half = seen.len / 2;
             match seen.kind {
-                0 if half > 0 => Fate::Parts(vec![
+                0 if half > 0 => Treatment::Parts(vec![
                     Part::Data(seen.offset + u64::from(half), seen.len - half),
                     Part::Data(seen.offset, half),
                 ]),
-                _ => Fate::Done,
+                _ => Treatment::Done,
             }
         }),
-        5 => server.decide(|_| Fate::Held),
-        6 => server.decide(|_| Fate::Done),
+        5 => server.decide(|_| Treatment::Held),
+        6 => server.decide(|_| Treatment::Done),
         7 => server.drop_all(script.pick(&[Ended::Closed, Ended::Reset, Ended::NoNetwork])),
         8 => {
             let cut = |script: &mut Script<'_>| match script.below(3) {
@@ -300,7 +300,7 @@ impl Guest<'_> {
 /// that the disks close.
 fn end(world: &World, mut guests: Vec<Guest<'_>>) {
     let server = &world.server;
-    server.decide(|_| Fate::Done);
+    server.decide(|_| Treatment::Done);
     server.forge(|_, _| {});
     server.cut_after(None, None);
     server.change(|config| {

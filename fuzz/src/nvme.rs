@@ -5,7 +5,7 @@ use bulkhead_blkback_testkit::Script;
 use bulkhead_images::{IoSegment, Op, Sector, Submitted, Tag};
 use bulkhead_nvme::command::{Command, Completion, Status};
 use bulkhead_nvme_testing::world::{Buffer, Disk, NAME, World, discard, read, write};
-use bulkhead_nvme_testing::{Config, FakeNamespace, Fate};
+use bulkhead_nvme_testing::{Config, FakeNamespace, Treatment};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -111,36 +111,36 @@ fn control(world: &World, script: &mut Script<'_>) {
         }
         2 => {
             let mut left = script.below(8);
-            let fate = script.pick(&[
-                Fate::Twice,
-                Fate::Misnamed,
-                Fate::Lost,
-                Fate::Failed(status),
+            let treatment = script.pick(&[
+                Treatment::Twice,
+                Treatment::Misnamed,
+                Treatment::Lost,
+                Treatment::Failed(status),
             ]);
             fake.decide(move |_| match left.checked_sub(1) {
                 Some(fewer) => {
                     left = fewer;
-                    fate
+                    treatment
                 }
-                None => Fate::Done,
+                None => Treatment::Done,
             });
         }
-        3..6 => fake.decide(|_| Fate::Held),
-        6 => fake.decide(|_| Fate::Done),
+        3..6 => fake.decide(|_| Treatment::Held),
+        6 => fake.decide(|_| Treatment::Done),
         7 => {
             let mut left = script.below(5);
-            let fate = script.pick(&[
-                Fate::Twice,
-                Fate::Misnamed,
-                Fate::Lost,
-                Fate::Failed(status),
+            let treatment = script.pick(&[
+                Treatment::Twice,
+                Treatment::Misnamed,
+                Treatment::Lost,
+                Treatment::Failed(status),
             ]);
             fake.decide_admin(move |_| match left.checked_sub(1) {
                 Some(fewer) => {
                     left = fewer;
-                    fate
+                    treatment
                 }
-                None => Fate::Done,
+                None => Treatment::Done,
             });
         }
         8 => {
@@ -245,8 +245,8 @@ impl Guest<'_> {
 /// Makes the controller a well-behaved one, and checks that all requests complete, or that the controller was given up,
 /// and that the disks close and the driver releases the controller.
 fn end(world: &World, mut guests: Vec<Guest<'_>>) {
-    world.fake.decide(|_| Fate::Done);
-    world.fake.decide_admin(|_| Fate::Done);
+    world.fake.decide(|_| Treatment::Done);
+    world.fake.decide_admin(|_| Treatment::Done);
     world.fake.never_start(false);
     world.fake.finish_reversed();
     for _ in 0..12 {

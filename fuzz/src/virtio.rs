@@ -4,7 +4,7 @@ use crate::heap;
 use bulkhead_blkback_testkit::Script;
 use bulkhead_dma_testing::{Buffer, Disk, discard, read, write};
 use bulkhead_images::{IoSegment, Op, Submitted, Tag};
-use bulkhead_virtio_testing::{Config, F, Fate, World};
+use bulkhead_virtio_testing::{Config, F, Treatment, World};
 use std::time::Duration;
 
 /// The number of pages that all requests share. A request uses the pages from the number of its tag on.
@@ -103,25 +103,25 @@ fn control(world: &World, script: &mut Script<'_>) {
         }
         2 | 3 => {
             let mut left = script.below(8);
-            let fate = script.pick(&[
-                Fate::Twice,
-                Fate::Misnamed,
-                Fate::TooLong,
-                Fate::NoOutcome,
-                Fate::Lost,
-                Fate::Failed(1),
-                Fate::Failed(2),
+            let treatment = script.pick(&[
+                Treatment::Twice,
+                Treatment::Misnamed,
+                Treatment::TooLong,
+                Treatment::NoOutcome,
+                Treatment::Lost,
+                Treatment::Failed(1),
+                Treatment::Failed(2),
             ]);
             fake.decide(move |_| match left.checked_sub(1) {
                 Some(fewer) => {
                     left = fewer;
-                    fate
+                    treatment
                 }
-                None => Fate::Done,
+                None => Treatment::Done,
             });
         }
-        4..7 => fake.decide(|_| Fate::Held),
-        7 => fake.decide(|_| Fate::Done),
+        4..7 => fake.decide(|_| Treatment::Held),
+        7 => fake.decide(|_| Treatment::Done),
         8 => {
             let (queue, head) = (script.below(2) as u16, script.number() as u32);
             fake.violate(queue, head, script.number() as u32);
@@ -214,7 +214,7 @@ impl Guest<'_> {
 /// Makes the device a well-behaved one, and checks that all requests complete, or that the device was given up, and
 /// that the disks close and the driver releases the device.
 fn end(world: &World, mut guests: Vec<Guest<'_>>) {
-    world.fake.decide(|_| Fate::Done);
+    world.fake.decide(|_| Treatment::Done);
     world.fake.never_reset(false);
     world.fake.refuse_features(false);
     world.fake.finish_reversed();

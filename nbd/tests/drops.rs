@@ -2,7 +2,7 @@
 
 use bulkhead_images::{IoError, Op};
 use bulkhead_nbd_testing::world::{Buffer, World, discard, pattern, read, write};
-use bulkhead_nbd_testing::{Config, FakeExport, Fate, Reach};
+use bulkhead_nbd_testing::{Config, FakeExport, Reach, Treatment};
 use bulkhead_stream::{ConnectError, Ended};
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ fn everything_outstanding_is_asked_again_in_its_order() {
     let world = World::new(Config::default());
     let mut disk = world.open(DISK);
     let buffers: Vec<_> = (0..20).map(|_| Buffer::new(&world, 1)).collect();
-    world.server.decide(|_| Fate::Held);
+    world.server.decide(|_| Treatment::Held);
     for (tag, buffer) in buffers.iter().enumerate() {
         buffer.fill(&pattern(tag as u8, 4096));
         disk.ask(tag, write(8 * tag as u64), &buffer.whole(4096));
@@ -72,7 +72,7 @@ fn everything_outstanding_is_asked_again_in_its_order() {
     disk.ask(22, write(500), &buffers[0].whole(512));
     world.wait(Duration::from_secs(600));
     world.server.change(|config| config.reach = Reach::Connects);
-    world.server.decide(|_| Fate::Done);
+    world.server.decide(|_| Treatment::Done);
     world.wait(Duration::from_secs(31));
     let done = disk.completed();
     assert_eq!(done.len(), 22);
@@ -104,7 +104,7 @@ fn a_server_that_stops_answering_is_connected_to_again() {
     let world = World::new(Config::default());
     let mut disk = world.open(DISK);
     let buffer = Buffer::new(&world, 1);
-    world.server.decide(|_| Fate::Lost);
+    world.server.decide(|_| Treatment::Lost);
     disk.ask(1, read(0), &buffer.whole(512));
     world.wait(Duration::from_secs(29));
     assert_eq!(world.server.connections(), (1, 1));
@@ -116,7 +116,7 @@ fn a_server_that_stops_answering_is_connected_to_again() {
     assert_eq!(world.server.connections(), (2, 1));
     world.wait(Duration::from_secs(5));
     assert_eq!(world.server.connections(), (3, 1));
-    world.server.decide(|_| Fate::Done);
+    world.server.decide(|_| Treatment::Done);
     world.server.drop_all(Ended::Closed);
     world.wait(Duration::from_secs(10));
     assert_eq!(disk.completed(), [(1, Ok(()))]);
@@ -161,13 +161,13 @@ fn a_server_that_says_that_it_shuts_down_is_asked_again_later() {
         let mut disk = world.open(DISK);
         let buffer = Buffer::new(&world, 1);
         world.server.change(|config| config.reach = DOWN);
-        world.server.decide(|_| Fate::Failed(108));
+        world.server.decide(|_| Treatment::Failed(108));
         disk.ask(1, read(0), &buffer.whole(512));
         disk.ask(2, write(0), &buffer.whole(512));
         world.wait(Duration::from_secs(5));
         assert_eq!(disk.completed(), []);
         assert!(world.lines().contains("shutting down") || world.lines().contains("refuses"));
-        world.server.decide(|_| Fate::Done);
+        world.server.decide(|_| Treatment::Done);
         world.server.change(|config| config.reach = Reach::Connects);
         world.wait(Duration::from_secs(31));
         assert_eq!(disk.completed(), [(1, Ok(())), (2, Ok(()))]);
@@ -218,7 +218,7 @@ fn another_export_in_the_old_ones_place_is_refused() {
         });
         let mut disk = world.open(DISK);
         let buffer = Buffer::new(&world, 1);
-        world.server.decide(|_| Fate::Held);
+        world.server.decide(|_| Treatment::Held);
         disk.ask(1, write(0), &buffer.whole(512));
         world.run();
         let seen = world.server.seen().len();
@@ -323,12 +323,12 @@ fn a_request_that_nobody_waits_for_is_not_asked_again() {
     let world = World::new(Config::default());
     let mut disk = world.open(DISK);
     let buffer = Buffer::new(&world, 1);
-    world.server.decide(|_| Fate::Held);
+    world.server.decide(|_| Treatment::Held);
     disk.ask(1, write(0), &buffer.whole(512));
     disk.ask(2, write(1), &buffer.whole(512));
     world.run();
     disk.queue.cancel(bulkhead_images::Tag(1));
-    world.server.decide(|_| Fate::Done);
+    world.server.decide(|_| Treatment::Done);
     world.server.drop_all(Ended::Reset);
     world.wait(Duration::from_secs(5));
     assert_eq!(

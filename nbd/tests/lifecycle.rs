@@ -2,7 +2,7 @@
 
 use bulkhead_images::{Access, Submitted};
 use bulkhead_nbd_testing::world::{Buffer, Disk, World, pattern, read, write};
-use bulkhead_nbd_testing::{Config, Fate, Reach};
+use bulkhead_nbd_testing::{Config, Reach, Treatment};
 use bulkhead_stream::{ConnectError, Ended};
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ fn an_export_is_let_go_of_when_it_was_not_used_for_a_minute() {
     assert_eq!(world.server.connections(), (1, 1));
     world.wait(Duration::from_secs(2));
     assert_eq!(world.server.connections(), (1, 0));
-    assert_eq!((world.server.farewells(), world.exports.count()), (1, 0));
+    assert_eq!((world.server.disconnects(), world.exports.count()), (1, 0));
     world.end();
 }
 
@@ -99,7 +99,7 @@ fn a_queue_is_closed_when_the_server_cannot_write_for_it_any_more() {
     let mut second = Disk::new(&world, device, 0, 8);
     let (buffer, kept) = (Buffer::new(&world, 1), Buffer::new(&world, 1));
     buffer.fill(&[7; 4096]);
-    world.server.decide(|_| Fate::Held);
+    world.server.decide(|_| Treatment::Held);
     disk.ask(1, read(0), &buffer.whole(512));
     disk.ask(2, write(8), &buffer.whole(512));
     second.ask(1, read(0), &kept.whole(512));
@@ -135,7 +135,7 @@ fn the_end_of_a_queue_does_not_concern_those_that_are_opened_meanwhile() {
     let device = world.try_open(DISK, Access::ReadWrite).expect("opened");
     let open = || Disk::new(&world, device.clone(), 0, 8);
     let (mut disk, buffer) = (open(), Buffer::new(&world, 1));
-    world.server.decide(|_| Fate::Held);
+    world.server.decide(|_| Treatment::Held);
     disk.ask(1, write(0), &buffer.whole(512));
     world.run();
     assert!(!disk.close());

@@ -2,7 +2,7 @@
 
 use bulkhead_images::Access;
 use bulkhead_nbd_testing::world::{Buffer, Disk, World, write};
-use bulkhead_nbd_testing::{Config, FakeExport, Fate, Reach};
+use bulkhead_nbd_testing::{Config, FakeExport, Reach, Treatment};
 use bulkhead_stream::{ConnectError, Ended};
 use std::time::Duration;
 
@@ -114,7 +114,7 @@ fn the_other_connections_leave_an_address_before_the_first_one_is_used_at_anothe
     let refuses = Reach::Fails(ConnectError::Refused);
     world.server.change(|config| config.reach = refuses);
     assert_eq!(disks[1].does(write(0), &buffer.whole(512)), Ok(()));
-    world.server.decide(|_| Fate::Held);
+    world.server.decide(|_| Treatment::Held);
     disks[1].ask(1, write(1), &buffer.whole(512));
     world.run();
     assert_eq!(world.server.held().len(), 1);

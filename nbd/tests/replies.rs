@@ -2,7 +2,7 @@
 
 use bulkhead_images::IoError;
 use bulkhead_nbd_testing::world::{Buffer, Disk, World, pattern, read, write};
-use bulkhead_nbd_testing::{Config, FakeServer, Fate, Part, Seen};
+use bulkhead_nbd_testing::{Config, FakeServer, Part, Seen, Treatment};
 
 const DISK: &str = "nbd:10.0.0.2/disk";
 
@@ -25,7 +25,7 @@ fn a_read_may_come_in_parts_of_any_order_and_kind() {
         let buffer = Buffer::new(&world, 3);
         buffer.fill(&[0xff; 3 * 4096]);
         world.server.decide(|_| {
-            Fate::Parts(vec![
+            Treatment::Parts(vec![
                 Part::Data(4096 + 9000, 3288),
                 Part::Data(4096, 1),
                 Part::Hole(4097, 8999),
@@ -60,11 +60,13 @@ fn an_error_within_a_read_fails_it_alone() {
         vec![Part::Data(0, 8192), Part::Error(5)],
     ] {
         let reply = parts.clone();
-        world.server.decide(move |_| Fate::Parts(reply.clone()));
+        world
+            .server
+            .decide(move |_| Treatment::Parts(reply.clone()));
         let outcome = disk.does(read(0), &buffer.whole(8192));
         assert_eq!(outcome, Err(IoError::Medium), "{parts:?}");
     }
-    world.server.decide(|_| Fate::Done);
+    world.server.decide(|_| Treatment::Done);
     assert_eq!(disk.does(read(0), &buffer.whole(8192)), Ok(()));
     assert_eq!(world.server.connections(), (1, 1));
     drop((disk, buffer));
@@ -76,9 +78,11 @@ fn other_commands_may_be_answered_by_structured_replies_too() {
     let world = World::new(Config::default());
     let mut disk = world.open(DISK);
     let buffer = Buffer::new(&world, 1);
-    world.server.decide(|_| Fate::Parts(vec![Part::None]));
+    world.server.decide(|_| Treatment::Parts(vec![Part::None]));
     assert_eq!(disk.does(write(0), &buffer.whole(512)), Ok(()));
-    world.server.decide(|_| Fate::Parts(vec![Part::Error(28)]));
+    world
+        .server
+        .decide(|_| Treatment::Parts(vec![Part::Error(28)]));
     let failed = disk.does(write(0), &buffer.whole(512));
     assert_eq!(failed, Err(IoError::Medium));
     drop((disk, buffer));
@@ -86,7 +90,11 @@ fn other_commands_may_be_answered_by_structured_replies_too() {
 }
 
 /// Has a server answer a read of two pages from 4096 on, beside other requests, by a reply that breaks the protocol.
-fn violate(structured: bool, mut fate: impl FnMut(&Seen) -> Fate + 'static, reason: &str) {
+fn violate(
+    structured: bool,
+    mut treatment: impl FnMut(&Seen) -> Treatment + 'static,
+    reason: &str,
+) {
     let world = World::new(Config {
         structured,
         ..Config::default()
@@ -98,8 +106,8 @@ fn violate(structured: bool, mut fate: impl FnMut(&Seen) -> Fate + 'static, reas
     let mut other = world.open("nbd:10.0.0.3/disk");
     let buffers: Vec<_> = (0..5).map(|_| Buffer::new(&world, 2)).collect();
     world.server.decide(move |seen| match seen.kind {
-        0 if seen.len == 8192 => fate(seen),
-        _ => Fate::Held,
+        0 if seen.len == 8192 => treatment(seen),
+        _ => Treatment::Held,
     });
     second.ask(1, write(100), &buffers[3].whole(4096));
     disk.ask(1, write(200), &buffers[1].whole(4096));
@@ -131,7 +139,7 @@ fn violate(structured: bool, mut fate: impl FnMut(&Seen) -> Fate + 'static, reas
     assert_eq!(world.server.connections(), (1, 0), "it was hung up on");
     assert!(disk.close() && second.close());
     // Another guest's use of it is a new one.
-    world.server.decide(|_| Fate::Done);
+    world.server.decide(|_| Treatment::Done);
     let mut again = world.open(DISK);
     assert_eq!(again.does(read(0), &sector()), Ok(()));
     drop((disk, second, other, again, device, buffers));
@@ -140,25 +148,37 @@ fn violate(structured: bool, mut fate: impl FnMut(&Seen) -> Fate + 'static, reas
 
 #[test]
 fn simple_replies_that_violate_the_protocol_cost_the_export() {
-    violate(false, |_| Fate::Misnamed(1 << 48), "which it does not have");
-    violate(false, |_| Fate::Misnamed(1 << 32), "which it does not have");
-    violate(false, |_| Fate::Misnamed(3 << 33), "which it does not have");
-    violate(false, |_| Fate::Misnamed(1), "which it does not have");
     violate(
         false,
-        |_| Fate::Misnamed(u64::MAX),
+        |_| Treatment::Misnamed(1 << 48),
         "which it does not have",
     );
-    violate(false, |_| Fate::Twice, "which it does not have");
     violate(
         false,
-        |_| Fate::Raw(vec![0; 16]),
+        |_| Treatment::Misnamed(1 << 32),
+        "which it does not have",
+    );
+    violate(
+        false,
+        |_| Treatment::Misnamed(3 << 33),
+        "which it does not have",
+    );
+    violate(false, |_| Treatment::Misnamed(1), "which it does not have");
+    violate(
+        false,
+        |_| Treatment::Misnamed(u64::MAX),
+        "which it does not have",
+    );
+    violate(false, |_| Treatment::Twice, "which it does not have");
+    violate(
+        false,
+        |_| Treatment::Raw(vec![0; 16]),
         "a reply begins with 0x00000000",
     );
     // A structured reply where none were agreed to.
     violate(
         false,
-        |_| Fate::Parts(vec![Part::None]),
+        |_| Treatment::Parts(vec![Part::None]),
         "a reply begins with 0x668e33ef",
     );
 }
@@ -237,19 +257,23 @@ fn structured_replies_that_violate_the_protocol_cost_the_export() {
         ),
     ];
     for (parts, reason) in parts {
-        violate(true, move |_| Fate::Parts(parts.clone()), reason);
+        violate(true, move |_| Treatment::Parts(parts.clone()), reason);
     }
     violate(
         true,
-        |_| Fate::Parts(vec![Part::Error(5); 17]),
+        |_| Treatment::Parts(vec![Part::Error(5); 17]),
         "errors without an end",
     );
-    violate(true, |_| Fate::Twice, "which it does not have");
-    violate(true, |_| Fate::Misnamed(1 << 32), "which it does not have");
+    violate(true, |_| Treatment::Twice, "which it does not have");
+    violate(
+        true,
+        |_| Treatment::Misnamed(1 << 32),
+        "which it does not have",
+    );
     let simple = |seen: &Seen| {
         let mut bytes = vec![0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0];
         bytes.extend(seen.cookie.to_be_bytes());
-        Fate::Raw(bytes)
+        Treatment::Raw(bytes)
     };
     violate(true, simple, "a simple reply to a read");
 }

@@ -2,7 +2,7 @@
 
 use bulkhead_images::{Access, DataAccess, IoError, Op, Sector, SectorSize, Submitted, Tag};
 use bulkhead_nbd_testing::world::{Buffer, Disk, World, discard, pattern, read, write};
-use bulkhead_nbd_testing::{Config, FakeExport, Fate};
+use bulkhead_nbd_testing::{Config, FakeExport, Treatment};
 
 #[test]
 fn what_is_written_is_read() {
@@ -122,7 +122,7 @@ fn replies_may_come_in_any_order() {
         disk.ask(tag, write(8 * tag as u64), &buffer.whole(4096));
     }
     assert_eq!(disk.completed().len(), 32);
-    world.server.decide(|_| Fate::Held);
+    world.server.decide(|_| Treatment::Held);
     for (tag, buffer) in buffers.iter().enumerate() {
         buffer.fill(&[0; 4096]);
         disk.ask(tag, read(8 * tag as u64), &buffer.whole(4096));
@@ -263,7 +263,7 @@ fn a_large_discard_is_several_commands_one_after_another() {
             message[22..30].copy_from_slice(&bytes.to_be_bytes());
         }
     });
-    world.server.decide(|_| Fate::Failed(0));
+    world.server.decide(|_| Treatment::Failed(0));
     let mut disk = world.open("nbd:10.0.0.2/disk");
     assert_eq!(disk.device.geometry().sectors.bytes(), Some(bytes));
     assert_eq!(disk.does(discard(1, (5 << 30) / 512), &[]), Ok(()));
@@ -278,7 +278,7 @@ fn a_large_discard_is_several_commands_one_after_another() {
     // It is not gone on with after a failure.
     world
         .server
-        .decide(|seen| Fate::Failed(if seen.offset > 1 << 30 { 5 } else { 0 }));
+        .decide(|seen| Treatment::Failed(if seen.offset > 1 << 30 { 5 } else { 0 }));
     let failed = disk.does(discard(1, (5 << 30) / 512), &[]);
     assert_eq!(failed, Err(IoError::Medium));
     assert_eq!(world.server.seen().len(), 7);
@@ -303,7 +303,7 @@ fn errors_fail_their_requests_alone() {
             (95, IoError::Medium),
             (0x8000_0001, IoError::Medium),
         ] {
-            world.server.decide(move |_| Fate::Failed(error));
+            world.server.decide(move |_| Treatment::Failed(error));
             assert_eq!(disk.does(read(0), &segments()), Err(outcome), "{error}");
             assert_eq!(disk.does(write(0), &segments()), Err(outcome));
             // A guest that is told that there is no flush would never flush again.
@@ -314,7 +314,7 @@ fn errors_fail_their_requests_alone() {
             };
             assert_eq!(disk.does(discard(0, 8), &[]), Err(forgotten));
         }
-        world.server.decide(|_| Fate::Done);
+        world.server.decide(|_| Treatment::Done);
         assert_eq!(disk.does(read(0), &segments()), Ok(()));
         assert!(world.lines().contains(" 20 failed"), "{}", world.lines());
         assert_eq!(world.server.connections(), (1, 1));
@@ -421,7 +421,7 @@ fn requests_are_given_up_before_they_are_sent_and_end_as_usual_after() {
     let world = World::new(Config::default());
     let mut disk = world.open("nbd:10.0.0.2/disk");
     let buffer = Buffer::new(&world, 1);
-    world.server.decide(|_| Fate::Held);
+    world.server.decide(|_| Treatment::Held);
     disk.ask(1, write(0), &buffer.whole(512));
     world.run();
     let handed = disk.hand(2, write(1), &buffer.whole(512));

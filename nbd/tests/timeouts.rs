@@ -2,7 +2,7 @@
 
 use bulkhead_images::{IoError, Submitted};
 use bulkhead_nbd_testing::world::{Buffer, World, read};
-use bulkhead_nbd_testing::{Config, Fate, Reach};
+use bulkhead_nbd_testing::{Config, Reach, Treatment};
 use bulkhead_stream::{ConnectError, Ended};
 use std::time::Duration;
 
@@ -57,7 +57,7 @@ fn requests_fail_after_that_time_although_a_server_that_says_nothing_is_connecte
         let world = World::with(Config::default(), Some(Duration::from_secs(timeout)), None);
         let mut disk = world.open(DISK);
         let buffer = Buffer::new(&world, 1);
-        world.server.decide(|_| Fate::Lost);
+        world.server.decide(|_| Treatment::Lost);
         disk.ask(1, read(0), &buffer.whole(512));
         // Half a minute until that shows, and the time that was asked for.
         world.wait(Duration::from_secs(29 + timeout));
@@ -92,7 +92,7 @@ fn requests_fail_after_that_time_although_a_server_that_says_nothing_is_connecte
             );
         }
         // It is used again as soon as it answers.
-        world.server.decide(|_| Fate::Done);
+        world.server.decide(|_| Treatment::Done);
         world.wait(Duration::from_secs(31));
         assert_eq!(disk.does(read(0), &buffer.whole(512)), Ok(()));
         // A connection on which nothing was asked does not count against it.
@@ -115,7 +115,7 @@ fn requests_that_come_one_after_the_other_do_not_hide_that_a_server_answers_none
     let world = World::with(Config::default(), Some(Duration::from_secs(20)), None);
     let mut disk = world.open(DISK);
     let buffer = Buffer::new(&world, 1);
-    world.server.decide(|_| Fate::Lost);
+    world.server.decide(|_| Treatment::Lost);
     let mut failed = None;
     for second in 0..55 {
         if second % 4 == 0 && failed.is_none() {
@@ -140,7 +140,7 @@ fn a_quiet_time_does_not_count_as_one_in_which_requests_have_waited() {
     // Connected to again, with nothing to be asked for long.
     world.server.drop_all(Ended::Reset);
     world.wait(Duration::from_secs(600));
-    world.server.decide(|_| Fate::Lost);
+    world.server.decide(|_| Treatment::Lost);
     disk.ask(1, read(0), &buffer.whole(512));
     world.wait(Duration::from_secs(129));
     assert_eq!(disk.completed(), []);
@@ -155,7 +155,7 @@ fn a_server_that_answers_slowly_is_none_that_answers_nothing() {
     let world = World::with(Config::default(), Some(Duration::from_secs(10)), None);
     let mut disk = world.open(DISK);
     let buffer = Buffer::new(&world, 1);
-    world.server.decide(|_| Fate::Held);
+    world.server.decide(|_| Treatment::Held);
     world.server.drop_all(Ended::Reset);
     for tag in 0..8 {
         disk.ask(tag, read(0), &buffer.whole(512));

@@ -2,7 +2,7 @@
 
 use bulkhead_images::{IoError, Tag};
 use bulkhead_nvme_testing::world::{Buffer, Disk, World, read, write};
-use bulkhead_nvme_testing::{Config, Fate};
+use bulkhead_nvme_testing::{Config, Treatment};
 use std::time::Duration;
 
 #[test]
@@ -11,7 +11,7 @@ fn a_queue_is_closed_once_the_controller_has_none_of_its_pages() {
     let mut disk = world.open("nvme:03:00.0");
     let buffer = Buffer::new(&world, 2);
     // Not even an abort is heard of.
-    world.fake.decide(|_| Fate::Lost);
+    world.fake.decide(|_| Treatment::Lost);
     disk.ask(1, read(0), &[buffer.segment(0, 0, 512)]);
     disk.ask(2, write(8), &[buffer.segment(1, 0, 512)]);
     world.run();
@@ -38,14 +38,14 @@ fn an_abort_closes_a_queue_at_once() {
     let world = World::started(Config::default());
     let mut disk = world.open("nvme:03:00.0");
     let buffer = Buffer::new(&world, 1);
-    world.fake.decide(|_| Fate::Held);
+    world.fake.decide(|_| Treatment::Held);
     disk.ask(1, read(0), &buffer.whole(512));
     world.run();
     assert!(!disk.close());
     world.run();
     assert!(disk.close());
     assert_eq!(world.fake.held(), []);
-    world.fake.decide(|_| Fate::Done);
+    world.fake.decide(|_| Treatment::Done);
     let mut next = Disk::new(&world, disk.device.clone(), 0, 32);
     assert_eq!(next.does(read(0), &buffer.whole(512)), Ok(()));
     drop((disk, next, buffer));
@@ -58,7 +58,7 @@ fn the_end_of_a_queue_does_not_concern_those_that_are_opened_meanwhile() {
     let mut disk = world.open("nvme:03:00.0");
     let device = disk.device.clone();
     let buffer = Buffer::new(&world, 3);
-    world.fake.decide(|_| Fate::Held);
+    world.fake.decide(|_| Treatment::Held);
     disk.ask(1, write(0), &[buffer.segment(0, 0, 512)]);
     world.run();
     assert!(!disk.close());
@@ -91,11 +91,11 @@ fn a_queue_that_is_dropped_leaves_its_commands_to_the_controller() {
     let mut disk = world.open("nvme:03:00.0");
     let device = disk.device.clone();
     let buffer = Buffer::new(&world, 2);
-    world.fake.decide(|_| Fate::Lost);
+    world.fake.decide(|_| Treatment::Lost);
     disk.ask(1, read(0), &[buffer.segment(0, 0, 512)]);
     world.run();
     drop(disk);
-    world.fake.decide(|_| Fate::Done);
+    world.fake.decide(|_| Treatment::Done);
     let mut next = Disk::new(&world, device, 0, 32);
     assert_eq!(next.does(read(0), &[buffer.segment(1, 0, 512)]), Ok(()));
     world.wait(Duration::from_secs(60));
@@ -109,7 +109,7 @@ fn requests_that_are_given_up_complete_as_such() {
     let world = World::started(Config::default());
     let mut disk = world.open("nvme:03:00.0");
     let buffer = Buffer::new(&world, 4);
-    world.fake.decide(|_| Fate::Held);
+    world.fake.decide(|_| Treatment::Held);
     for tag in 0..4 {
         disk.ask(tag, read(tag as u64), &[buffer.segment(tag, 0, 512)]);
     }
@@ -127,7 +127,7 @@ fn requests_that_are_given_up_complete_as_such() {
     let cancelled = Err(IoError::Cancelled);
     assert_eq!(disk.done, [(0, Ok(())), (1, cancelled), (3, cancelled)]);
     disk.done.clear();
-    world.fake.decide(|_| Fate::Done);
+    world.fake.decide(|_| Treatment::Done);
     assert_eq!(disk.does(read(0), &buffer.whole(4096)), Ok(()));
     drop((disk, buffer));
     world.end();
@@ -139,7 +139,7 @@ fn a_request_in_parts_that_is_given_up_completes_once() {
     let mut disk = world.open("nvme:03:00.0");
     let buffer = Buffer::new(&world, 200);
     let segments: Vec<_> = (0..200).map(|page| buffer.segment(page, 0, 512)).collect();
-    world.fake.decide(|_| Fate::Held);
+    world.fake.decide(|_| Treatment::Held);
     disk.ask(5, write(0), &segments);
     disk.collect();
     world.run();
@@ -150,7 +150,7 @@ fn a_request_in_parts_that_is_given_up_completes_once() {
     assert_eq!(disk.done, [(5, Err(IoError::Cancelled))]);
     disk.done.clear();
     assert_eq!((world.fake.held().len(), world.fake.seen().len()), (0, 63));
-    world.fake.decide(|_| Fate::Done);
+    world.fake.decide(|_| Treatment::Done);
     assert_eq!(disk.does(write(0), &segments), Ok(()));
     drop((disk, buffer));
     world.end();

@@ -4,7 +4,7 @@ use bulkhead_images::{IoError, Submitted};
 use bulkhead_nvme::command::admin::opcode::IDENTIFY;
 use bulkhead_nvme::command::{Command, Status, nvm};
 use bulkhead_nvme_testing::world::{Buffer, Disk, World, discard, read};
-use bulkhead_nvme_testing::{Config, FakeNamespace, Fate};
+use bulkhead_nvme_testing::{Config, FakeNamespace, Treatment};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ fn a_controller_has_a_gibibyte_of_a_discard_at_a_time() {
         };
         let world = World::started(of_blocks(4 << 30 >> shift, config));
         let mut disk = world.open("nvme:03:00.0");
-        world.fake.decide(|_| Fate::Held);
+        world.fake.decide(|_| Treatment::Held);
         let sectors = (7 << 29) / 512;
         disk.ask(1, discard(0, sectors), &[]);
         for number in 0..4 {
@@ -114,12 +114,12 @@ fn discards_that_take_too_long_cost_nobody_else_the_controller() {
                 (nvm::opcode::DATASET_MANAGEMENT, true) => {
                     asked += 1;
                     match asked % 2 {
-                        0 => Fate::Failed(Status::SUCCESS),
-                        _ => Fate::Lost,
+                        0 => Treatment::Failed(Status::SUCCESS),
+                        _ => Treatment::Lost,
                     }
                 }
-                (nvm::opcode::DATASET_MANAGEMENT, false) => Fate::Lost,
-                _ => Fate::Done,
+                (nvm::opcode::DATASET_MANAGEMENT, false) => Treatment::Lost,
+                _ => Treatment::Done,
             });
         for tag in 0..4 {
             let before = world.sim.now();

@@ -3,7 +3,7 @@
 use bulkhead_images::IoError;
 use bulkhead_nvme::command::Status;
 use bulkhead_nvme_testing::world::{Buffer, World, read, write};
-use bulkhead_nvme_testing::{Config, Fate};
+use bulkhead_nvme_testing::{Config, Treatment};
 use std::time::Duration;
 
 #[test]
@@ -18,7 +18,9 @@ fn a_command_that_fails_for_good_fails_its_request_alone() {
         (Status::INVALID_OPCODE, IoError::NotSupported),
         (Status::new(0x7ff), IoError::Medium),
     ] {
-        world.fake.decide(move |_| Fate::Failed(status.for_good()));
+        world
+            .fake
+            .decide(move |_| Treatment::Failed(status.for_good()));
         let before = world.fake.seen().len();
         assert_eq!(
             disk.does(read(0), &buffer.whole(512)),
@@ -26,7 +28,7 @@ fn a_command_that_fails_for_good_fails_its_request_alone() {
             "{status}"
         );
         assert_eq!(world.fake.seen().len(), before + 1, "it is not tried again");
-        world.fake.decide(|_| Fate::Done);
+        world.fake.decide(|_| Treatment::Done);
         assert_eq!(disk.does(read(0), &buffer.whole(512)), Ok(()));
     }
     drop((disk, buffer));
@@ -42,13 +44,15 @@ fn a_command_that_may_succeed_is_sent_again_but_not_for_ever() {
     world.fake.decide(move |_| {
         left -= 1;
         match left {
-            0.. => Fate::Failed(Status::INTERRUPTED),
-            _ => Fate::Done,
+            0.. => Treatment::Failed(Status::INTERRUPTED),
+            _ => Treatment::Done,
         }
     });
     assert_eq!(disk.does(write(0), &buffer.whole(512)), Ok(()));
     assert_eq!(world.fake.seen().len(), 4);
-    world.fake.decide(|_| Fate::Failed(Status::INTERRUPTED));
+    world
+        .fake
+        .decide(|_| Treatment::Failed(Status::INTERRUPTED));
     assert_eq!(
         disk.does(write(0), &buffer.whole(512)),
         Err(IoError::Medium)
@@ -65,8 +69,8 @@ fn a_part_that_fails_fails_the_request_once() {
     let buffer = Buffer::new(&world, 256);
     let segments: Vec<_> = (0..256).map(|page| buffer.segment(page, 0, 512)).collect();
     world.fake.decide(|command| match command.dword(10) {
-        5 => Fate::Failed(Status::UNRECOVERED_READ.for_good()),
-        _ => Fate::Done,
+        5 => Treatment::Failed(Status::UNRECOVERED_READ.for_good()),
+        _ => Treatment::Done,
     });
     assert_eq!(disk.does(read(0), &segments), Err(IoError::Medium));
     let seen = world.fake.seen().len();
@@ -74,7 +78,7 @@ fn a_part_that_fails_fails_the_request_once() {
         seen < 256,
         "{seen} commands: after the failure no more are sent"
     );
-    world.fake.decide(|_| Fate::Done);
+    world.fake.decide(|_| Treatment::Done);
     assert_eq!(disk.does(read(0), &segments), Ok(()));
     drop((disk, buffer));
     world.end();
@@ -82,7 +86,7 @@ fn a_part_that_fails_fails_the_request_once() {
 
 #[test]
 fn a_controller_that_violates_the_protocol_is_reset_and_its_commands_are_sent_again() {
-    for violation in [Fate::Misnamed, Fate::Twice] {
+    for violation in [Treatment::Misnamed, Treatment::Twice] {
         let world = World::started(Config::default());
         let mut disk = world.open("nvme:03:00.0");
         let buffer = Buffer::new(&world, 8);
@@ -91,7 +95,7 @@ fn a_controller_that_violates_the_protocol_is_reset_and_its_commands_are_sent_ag
             violations -= 1;
             match (command.dword(10), violations) {
                 (_, 0) => violation,
-                _ => Fate::Held,
+                _ => Treatment::Held,
             }
         });
         for tag in 0..8 {
@@ -99,7 +103,7 @@ fn a_controller_that_violates_the_protocol_is_reset_and_its_commands_are_sent_ag
         }
         disk.collect();
         world.run();
-        world.fake.decide(|_| Fate::Done);
+        world.fake.decide(|_| Treatment::Done);
         world.wait(Duration::from_secs(1));
         disk.collect();
         let mut tags: Vec<_> = disk.done.drain(..).collect();
@@ -125,12 +129,12 @@ fn a_completion_of_the_past_is_a_violation_too() {
     assert_eq!(disk.does(read(0), &buffer.whole(512)), Ok(()));
     let old = world.fake.seen()[0];
     // The slot is used anew when the old command completes again.
-    world.fake.decide(|_| Fate::Held);
+    world.fake.decide(|_| Treatment::Held);
     disk.ask(1, read(1), &buffer.whole(512));
     world.run();
     world.fake.complete(1, &old, Status::SUCCESS);
     assert_eq!(disk.collect(), 0, "that was another command");
-    world.fake.decide(|_| Fate::Done);
+    world.fake.decide(|_| Treatment::Done);
     world.wait(Duration::from_secs(1));
     assert_eq!(disk.collect(), 1);
     assert_eq!(disk.done.pop(), Some((1, Ok(()))));
@@ -143,7 +147,7 @@ fn a_controller_that_goes_on_violating_the_protocol_is_given_up() {
     let world = World::started(Config::default());
     let mut disk = world.open("nvme:03:00.0");
     let buffer = Buffer::new(&world, 1);
-    world.fake.decide(|_| Fate::Misnamed);
+    world.fake.decide(|_| Treatment::Misnamed);
     disk.ask(1, write(0), &buffer.whole(512));
     disk.collect();
     world.wait(Duration::from_secs(60));

@@ -3,7 +3,7 @@
 use bulkhead_nvme::command::admin::opcode;
 use bulkhead_nvme::command::{Command, Status};
 use bulkhead_nvme_testing::world::{Buffer, NAME, World, read, stops, write};
-use bulkhead_nvme_testing::{Config, Fate};
+use bulkhead_nvme_testing::{Config, Treatment};
 use bulkhead_xen::{StopDevice, Stopped};
 use std::sync::Arc;
 use std::time::Duration;
@@ -102,18 +102,18 @@ fn a_controller_that_cannot_be_used_is_given_up_with_the_reason() {
 
 #[test]
 fn a_controller_that_refuses_or_forgets_admin_commands_is_tried_again() {
-    for (fate, attempts) in [
-        (Fate::Failed(Status::INVALID_FIELD), 4),
-        (Fate::Lost, 4),
-        (Fate::Misnamed, 4),
-        (Fate::Twice, 4),
+    for (treatment, attempts) in [
+        (Treatment::Failed(Status::INVALID_FIELD), 4),
+        (Treatment::Lost, 4),
+        (Treatment::Misnamed, 4),
+        (Treatment::Twice, 4),
     ] {
         let world = World::new(Config::default());
         world
             .fake
             .decide_admin(move |command| match command.opcode() {
-                opcode::SET_FEATURES => fate,
-                _ => Fate::Done,
+                opcode::SET_FEATURES => treatment,
+                _ => Treatment::Done,
             });
         world.controllers.add(world.fake.function(NAME));
         while !world.lines().contains("given up") {
@@ -123,7 +123,7 @@ fn a_controller_that_refuses_or_forgets_admin_commands_is_tried_again() {
         let identified = seen
             .iter()
             .filter(|command| command.opcode() == opcode::IDENTIFY && command.dword(10) == 1);
-        assert_eq!(identified.count(), attempts, "{fate:?}");
+        assert_eq!(identified.count(), attempts, "{treatment:?}");
         world.end();
         // Some later luck is enough.
         let world = World::new(Config::default());
@@ -133,9 +133,9 @@ fn a_controller_that_refuses_or_forgets_admin_commands_is_tried_again() {
             .decide_admin(move |command| match command.opcode() {
                 opcode::SET_FEATURES if left > 0 => {
                     left -= 1;
-                    fate
+                    treatment
                 }
-                _ => Fate::Done,
+                _ => Treatment::Done,
             });
         world.controllers.add(world.fake.function(NAME));
         world.wait(Duration::from_secs(120));
@@ -180,7 +180,7 @@ fn a_controller_that_is_taken_away_fails_what_is_asked_of_it() {
     let world = World::started(Config::default());
     let mut disk = world.open("nvme:03:00.0");
     let buffer = Buffer::new(&world, 2);
-    world.fake.decide(|_| Fate::Held);
+    world.fake.decide(|_| Treatment::Held);
     disk.ask(1, write(0), &buffer.whole(4096));
     disk.collect();
     world.run();
@@ -200,7 +200,7 @@ fn a_domain_that_ends_at_once_stops_the_controller_first() {
     let world = World::started(Config::default());
     let mut disk = world.open("nvme:03:00.0");
     let buffer = Buffer::new(&world, 1);
-    world.fake.decide(|_| Fate::Held);
+    world.fake.decide(|_| Treatment::Held);
     disk.ask(1, read(0), &buffer.whole(512));
     world.run();
     let stopped = world.stop_devices(true);

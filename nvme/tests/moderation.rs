@@ -2,7 +2,7 @@
 
 use bulkhead_images::Submitted;
 use bulkhead_nvme_testing::world::{Buffer, Disk, World, read};
-use bulkhead_nvme_testing::{Config, Fate};
+use bulkhead_nvme_testing::{Config, Treatment};
 use proptest::prelude::*;
 use std::time::Duration;
 
@@ -74,7 +74,7 @@ impl<'w> Guest<'w> {
 
 fn held(config: Config) -> World {
     let world = World::started(config);
-    world.fake.decide(|_| Fate::Held);
+    world.fake.decide(|_| Treatment::Held);
     world
 }
 

@@ -4,7 +4,7 @@ use bulkhead_images::{IoError, Sector};
 use bulkhead_nvme::command::admin::opcode;
 use bulkhead_nvme::command::{Command, Status};
 use bulkhead_nvme_testing::world::{Buffer, Disk, NAME, World, read, write};
-use bulkhead_nvme_testing::{Config, FakeNamespace, Fate};
+use bulkhead_nvme_testing::{Config, FakeNamespace, Treatment};
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
@@ -169,7 +169,7 @@ fn nothing_more_is_asked_of_a_namespace_in_the_place_of_another_one() {
     let world = World::started(two());
     let mut disk = world.open("nvme:03:00.0/n1");
     let buffer = Buffer::new(&world, 256);
-    world.fake.decide(|_| Fate::Held);
+    world.fake.decide(|_| Treatment::Held);
     let segments: Vec<_> = (0..64).map(|page| buffer.segment(page, 0, 512)).collect();
     disk.ask(1, write(0), &segments);
     disk.collect();
@@ -186,7 +186,7 @@ fn nothing_more_is_asked_of_a_namespace_in_the_place_of_another_one() {
     world.run();
     disk.collect();
     assert_eq!(world.fake.seen().len(), asked);
-    world.fake.decide(|_| Fate::Done);
+    world.fake.decide(|_| Treatment::Done);
     world.fake.fail();
     world.wait(Duration::from_secs(3));
     disk.collect();
@@ -203,9 +203,9 @@ pub fn refuse(world: &World, id: u32, mut times: usize, status: Status) {
             && (command.dword(10), command.namespace().0) == (0, id);
         if of_namespace && times > 0 {
             times -= 1;
-            return Fate::Failed(status);
+            return Treatment::Failed(status);
         }
-        Fate::Done
+        Treatment::Done
     });
 }
 
@@ -431,7 +431,7 @@ fn a_namespace_of_two_controllers_is_used_through_one_of_them() {
     drop((held, other));
     drop(world.open("nvme:04:00.0"));
     // Whoever reads its tables does not use it.
-    world.fake.decide(|_| Fate::Lost);
+    world.fake.decide(|_| Treatment::Lost);
     assert!(world.try_open("nvme:03:00.0/root").is_err());
     drop(world.open("nvme:04:00.0"));
     world.wait(Duration::from_secs(60));

@@ -4,7 +4,7 @@ use bulkhead_images::Submitted;
 use bulkhead_nvme::command::Status;
 use bulkhead_nvme::command::admin::opcode;
 use bulkhead_nvme_testing::world::{Buffer, Disk, World, read, write};
-use bulkhead_nvme_testing::{Config, Fate};
+use bulkhead_nvme_testing::{Config, Treatment};
 use std::time::Duration;
 
 #[test]
@@ -12,7 +12,7 @@ fn completions_come_in_any_order_and_each_once() {
     let world = World::started(Config::default());
     let mut disk = world.open("nvme:03:00.0");
     let buffer = Buffer::new(&world, 32);
-    world.fake.decide(|_| Fate::Held);
+    world.fake.decide(|_| Treatment::Held);
     for round in 0..20 {
         for tag in 0..32 {
             let segment = [buffer.segment(tag, 0, 512)];
@@ -68,7 +68,7 @@ fn each_vcpu_has_a_queue_pair_and_an_interrupt() {
     let world = World::started(Config::default());
     let device = world.try_open("nvme:03:00.0").expect("opened");
     let buffer = Buffer::new(&world, 2);
-    world.fake.decide(|_| Fate::Held);
+    world.fake.decide(|_| Treatment::Held);
     let mut disks = [0, 1].map(|vcpu| Disk::new(&world, device.clone(), vcpu, 8));
     for (number, disk) in disks.iter_mut().enumerate() {
         disk.ask(
@@ -169,8 +169,8 @@ fn an_admin_command_that_takes_long_holds_up_no_request() {
         let mut disk = world.open("nvme:03:00.0");
         let buffer = Buffer::new(&world, 1);
         world.fake.decide_admin(|command| match command.opcode() {
-            opcode::GET_LOG_PAGE => Fate::Held,
-            _ => Fate::Done,
+            opcode::GET_LOG_PAGE => Treatment::Held,
+            _ => Treatment::Done,
         });
         // That has its health read.
         let asked = world.lines();
@@ -184,7 +184,7 @@ fn an_admin_command_that_takes_long_holds_up_no_request() {
             assert_eq!(disk.collect(), 1);
         }
         // Both are done at the same moment.
-        world.fake.decide(|_| Fate::Held);
+        world.fake.decide(|_| Treatment::Held);
         disk.ask(9, read(0), &buffer.whole(512));
         assert_eq!(disk.collect(), 0);
         world.run();
@@ -198,7 +198,7 @@ fn an_admin_command_that_takes_long_holds_up_no_request() {
         assert!(disk.wakes.count() > wakes, "{vectors} interrupts");
         assert_eq!(disk.collect(), 1);
         assert!(asked.contains(" 0 resets") && world.lines().contains(" 0 resets"));
-        world.fake.decide_admin(|_| Fate::Done);
+        world.fake.decide_admin(|_| Treatment::Done);
         world.wait(Duration::from_secs(60));
         drop((disk, buffer));
         world.end();
@@ -241,7 +241,7 @@ fn queues_of_one_vcpu_share_the_commands_and_none_starves() {
     let world = World::started(Config::default());
     let device = world.try_open("nvme:03:00.0").expect("opened");
     let buffer = Buffer::new(&world, 1);
-    world.fake.decide(|_| Fate::Held);
+    world.fake.decide(|_| Treatment::Held);
     let mut disks = [0, 1, 2].map(|_| Disk::new(&world, device.clone(), 0, 63));
     let ask = |disk: &mut Disk<'_>| {
         let mut taken = 0;
@@ -281,7 +281,7 @@ fn queues_of_one_vcpu_share_the_commands_and_none_starves() {
         served[number] += disk.collect();
     }
     assert!(served[1] > 10 && served[2] > 10, "{served:?}");
-    world.fake.decide(|_| Fate::Done);
+    world.fake.decide(|_| Treatment::Done);
     world.fake.finish_reversed();
     world.run();
     disks.iter_mut().for_each(|disk| assert!(disk.close()));
@@ -324,7 +324,7 @@ fn a_free_command_goes_to_the_next_queue_if_the_first_does_not_want_it_any_more(
     let segment = [buffer.segment(0, 0, 512)];
     for closes in [true, false] {
         let mut disks = [0, 1, 2, 3].map(|_| Disk::new(&world, device.clone(), 0, 8));
-        world.fake.decide(|_| Fate::Held);
+        world.fake.decide(|_| Treatment::Held);
         let [first, rest @ ..] = &mut disks;
         first.ask(0, read(0), &segment);
         for disk in rest.iter_mut() {
@@ -346,7 +346,7 @@ fn a_free_command_goes_to_the_next_queue_if_the_first_does_not_want_it_any_more(
                 assert_eq!(now.collect(), 0);
             }
         }
-        world.fake.decide(|_| Fate::Done);
+        world.fake.decide(|_| Treatment::Done);
         rest[2].ask(0, read(0), &segment);
         world.run();
         assert_eq!(rest[2].collect(), 1);
@@ -366,7 +366,7 @@ fn what_comes_while_the_controller_is_told_what_was_taken_is_noticed() {
     });
     let device = world.try_open("nvme:03:00.0").expect("opened");
     let buffer = Buffer::new(&world, 1);
-    world.fake.decide(|_| Fate::Held);
+    world.fake.decide(|_| Treatment::Held);
     let mut disks = [0, 1].map(|_| Disk::new(&world, device.clone(), 0, 8));
     for round in 1..3 {
         for disk in &mut disks {

@@ -5,7 +5,7 @@ use bulkhead_images::{IoError, Submitted};
 use bulkhead_nvme::command::admin::opcode;
 use bulkhead_nvme::command::{Command, Status};
 use bulkhead_nvme_testing::world::{Buffer, NAME, World, discard, pattern, read, write};
-use bulkhead_nvme_testing::{Config, FakeNamespace, Fate};
+use bulkhead_nvme_testing::{Config, FakeNamespace, Treatment};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ fn a_command_that_takes_too_long_is_aborted_and_fails() {
     let world = World::started(Config::default());
     let mut disk = world.open("nvme:03:00.0");
     let buffer = Buffer::new(&world, 2);
-    world.fake.decide(|_| Fate::Held);
+    world.fake.decide(|_| Treatment::Held);
     disk.ask(1, read(0), &[buffer.segment(0, 0, 512)]);
     disk.collect();
     world.wait(Duration::from_secs(20));
@@ -46,7 +46,7 @@ fn a_controller_that_ignores_aborts_is_reset_and_everything_is_asked_again() {
     let buffer = Buffer::new(&world, 256);
     let data = pattern(1, 256 * 4096);
     buffer.fill(&data);
-    world.fake.decide(|_| Fate::Lost);
+    world.fake.decide(|_| Treatment::Lost);
     for tag in 0..8 {
         disk.ask(tag, write(8 * tag as u64), &[buffer.segment(tag, 0, 4096)]);
     }
@@ -56,7 +56,7 @@ fn a_controller_that_ignores_aborts_is_reset_and_everything_is_asked_again() {
     disk.collect();
     world.run();
     assert_eq!(world.fake.seen().len(), 63);
-    world.fake.decide(|_| Fate::Done);
+    world.fake.decide(|_| Treatment::Done);
     world.wait(Duration::from_secs(40));
     disk.collect();
     let mut tags: Vec<_> = disk.done.drain(..).collect();
@@ -85,7 +85,7 @@ fn what_a_namespace_was_asked_is_not_asked_of_the_one_in_its_place_after_a_reset
         let mut disk = world.open("nvme:03:00.0");
         let buffer = Buffer::new(&world, 256);
         buffer.fill(&[7; 256 * 4096]);
-        world.fake.decide(|_| Fate::Lost);
+        world.fake.decide(|_| Treatment::Lost);
         disk.ask(0, write(0), &[buffer.segment(0, 0, 4096)]);
         disk.ask(1, read(8), &[buffer.segment(1, 0, 4096)]);
         disk.ask(2, discard(64, 8), &[]);
@@ -104,7 +104,7 @@ fn what_a_namespace_was_asked_is_not_asked_of_the_one_in_its_place_after_a_reset
                 }
             });
         });
-        world.fake.decide(|_| Fate::Done);
+        world.fake.decide(|_| Treatment::Done);
         world.fake.fail();
         world.wait(Duration::from_secs(3));
         disk.collect();
@@ -129,7 +129,7 @@ fn what_a_namespace_was_asked_waits_until_it_is_described_after_a_reset() {
         let world = World::started(Config::default());
         let mut disk = world.open("nvme:03:00.0");
         let buffer = Buffer::new(&world, 2);
-        world.fake.decide(|_| Fate::Lost);
+        world.fake.decide(|_| Treatment::Lost);
         disk.ask(1, write(0), &[buffer.segment(0, 0, 512)]);
         world.run();
         assert_eq!(world.fake.seen().len(), 1);
@@ -137,7 +137,7 @@ fn what_a_namespace_was_asked_waits_until_it_is_described_after_a_reset() {
             .fake
             .change(|config| config.namespaces[0] = FakeNamespace::new(1, shift, 4096));
         refuse(&world, 1, refusals, Status::NAMESPACE_NOT_READY);
-        world.fake.decide(|_| Fate::Done);
+        world.fake.decide(|_| Treatment::Done);
         world.fake.fail();
         world.wait(Duration::from_secs(1));
         let handed = disk.hand(2, read(0), &[buffer.segment(1, 0, 512)]);
@@ -171,8 +171,8 @@ fn a_request_that_stops_the_controller_again_and_again_fails() {
     let mut disk = world.open("nvme:03:00.0");
     let buffer = Buffer::new(&world, 2);
     world.fake.decide(|command| match command.dword(10) {
-        64 => Fate::Lost,
-        _ => Fate::Done,
+        64 => Treatment::Lost,
+        _ => Treatment::Done,
     });
     disk.ask(1, read(64), &[buffer.segment(0, 0, 512)]);
     disk.collect();
@@ -209,7 +209,7 @@ fn requests_wait_while_the_controller_is_reset() {
     let world = World::started(Config::default());
     let mut disk = world.open("nvme:03:00.0");
     let buffer = Buffer::new(&world, 2);
-    world.fake.decide(|_| Fate::Misnamed);
+    world.fake.decide(|_| Treatment::Misnamed);
     world.fake.never_start(true);
     disk.ask(1, write(0), &[buffer.segment(0, 0, 512)]);
     disk.collect();
@@ -218,7 +218,7 @@ fn requests_wait_while_the_controller_is_reset() {
     assert_eq!(late, Submitted::Busy);
     assert_eq!(disk.collect(), 0);
     let wakes = disk.wakes.count();
-    world.fake.decide(|_| Fate::Done);
+    world.fake.decide(|_| Treatment::Done);
     world.fake.never_start(false);
     world.wait(Duration::from_secs(20));
     assert!(disk.wakes.count() > wakes, "it may try again");
@@ -237,7 +237,7 @@ fn a_stall_of_minutes_costs_the_requests_of_that_time_alone() {
     let world = World::started(Config::default());
     let mut disk = world.open("nvme:03:00.0");
     let buffer = Buffer::new(&world, 1);
-    world.fake.decide(|_| Fate::Lost);
+    world.fake.decide(|_| Treatment::Lost);
     let began = world.sim.now();
     let mut tag = 0;
     while world.sim.now().since(began) < Duration::from_secs(600) {
@@ -250,7 +250,7 @@ fn a_stall_of_minutes_costs_the_requests_of_that_time_alone() {
         assert_eq!(disk.done.pop(), Some((tag, Err(IoError::Medium))));
         tag += 1;
     }
-    world.fake.decide(|_| Fate::Done);
+    world.fake.decide(|_| Treatment::Done);
     assert_eq!(disk.does(write(0), &buffer.whole(512)), Ok(()));
     drop((disk, buffer));
     world.end();
@@ -261,7 +261,7 @@ fn a_controller_that_was_given_up_is_tried_again_every_minute() {
     let world = World::started(Config::default());
     let mut disk = world.open("nvme:03:00.0");
     let buffer = Buffer::new(&world, 1);
-    world.fake.decide(|_| Fate::Lost);
+    world.fake.decide(|_| Treatment::Lost);
     disk.ask(1, write(0), &buffer.whole(512));
     world.run();
     world.fake.never_start(true);
@@ -278,7 +278,7 @@ fn a_controller_that_was_given_up_is_tried_again_every_minute() {
         world.wait(Duration::from_millis(997));
     }
     let seen = world.fake.seen().len();
-    world.fake.decide(|_| Fate::Done);
+    world.fake.decide(|_| Treatment::Done);
     world.fake.never_start(false);
     world.wait(Duration::from_secs(70));
     assert_eq!(world.fake.seen().len(), seen, "what has failed stays so");
@@ -296,7 +296,7 @@ fn a_controller_that_stops_late_lets_go_of_its_memory_and_works_again() {
     let world = World::started(Config::default());
     let mut disk = world.open("nvme:03:00.0");
     let buffer = Buffer::new(&world, 1);
-    world.fake.decide(|_| Fate::Lost);
+    world.fake.decide(|_| Treatment::Lost);
     disk.ask(1, write(0), &buffer.whole(512));
     world.run();
     world.fake.never_stop(true);
@@ -306,7 +306,7 @@ fn a_controller_that_stops_late_lets_go_of_its_memory_and_works_again() {
     assert_eq!(disk.collect(), 0, "it may still read there");
     assert!(world.lines().contains("given up: "), "{}", world.lines());
     world.fake.never_stop(false);
-    world.fake.decide(|_| Fate::Done);
+    world.fake.decide(|_| Treatment::Done);
     world.wait(Duration::from_secs(70));
     assert_eq!(disk.collect(), 1);
     assert_eq!(disk.done.pop(), Some((1, Err(IoError::Medium))));
@@ -321,7 +321,7 @@ fn a_controller_that_vanishes_fails_everything_and_nothing_else() {
     let world = World::started(Config::default());
     let mut disk = world.open("nvme:03:00.0");
     let buffer = Buffer::new(&world, 1);
-    world.fake.decide(|_| Fate::Held);
+    world.fake.decide(|_| Treatment::Held);
     disk.ask(1, read(0), &buffer.whole(512));
     disk.collect();
     world.run();
@@ -347,7 +347,7 @@ fn pages_of_a_controller_that_does_not_stop_are_held() {
     let world = World::started(Config::default());
     let mut disk = world.open("nvme:03:00.0");
     let buffer = Buffer::new(&world, 1);
-    world.fake.decide(|_| Fate::Lost);
+    world.fake.decide(|_| Treatment::Lost);
     disk.ask(1, read(0), &buffer.whole(512));
     disk.collect();
     world.run();

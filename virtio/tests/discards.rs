@@ -2,7 +2,7 @@
 
 use bulkhead_dma_testing::{Buffer, Disk, discard, read};
 use bulkhead_images::{IoError, Submitted};
-use bulkhead_virtio_testing::{Config, F, Fate, T, World};
+use bulkhead_virtio_testing::{Config, F, T, Treatment, World};
 use std::time::Duration;
 
 /// A device that says that it has 8 GiB, and that it forgets as much as can be said at a time.
@@ -26,7 +26,7 @@ fn a_device_has_a_gibibyte_of_a_discard_at_a_time() {
     ] {
         let world = World::new(large(features));
         let mut disk = world.open("virtio:04:00.0");
-        world.fake.decide(|_| Fate::Held);
+        world.fake.decide(|_| Treatment::Held);
         disk.ask(1, discard(0, 7 << 20), &[]);
         for number in 0..4 {
             world.run();
@@ -56,8 +56,8 @@ fn discards_that_take_too_long_cost_nobody_else_the_device() {
     world
         .fake
         .decide(|request| match request.kind == u32::from(T::Discard) {
-            true => Fate::Lost,
-            false => Fate::Done,
+            true => Treatment::Lost,
+            false => Treatment::Done,
         });
     for tag in 0..4 {
         let before = world.sim.now();

@@ -1,7 +1,7 @@
 //! Notifications, interrupts, and devices that have few of them.
 
 use bulkhead_dma_testing::{Buffer, Disk, read, write};
-use bulkhead_virtio_testing::{Config, Fate, World};
+use bulkhead_virtio_testing::{Config, Treatment, World};
 use std::time::Duration;
 use virtio_spec::blk::F;
 
@@ -146,7 +146,7 @@ fn a_guest_that_floods_the_queue_leaves_room_for_others() {
     let mut greedy = Disk::new(&world, device.clone(), 0, 64);
     let mut modest = Disk::new(&world, device.clone(), 0, 8);
     let buffer = Buffer::new(&world, 65);
-    world.fake.decide(|_| Fate::Held);
+    world.fake.decide(|_| Treatment::Held);
     for tag in 0..64 {
         greedy.ask(tag, read(0), &[buffer.segment(tag, 0, 512)]);
     }

@@ -2,7 +2,7 @@
 
 use bulkhead_dma_testing::{Buffer, read, write};
 use bulkhead_images::{IoError, Sector};
-use bulkhead_virtio_testing::{Config, Fate, World};
+use bulkhead_virtio_testing::{Config, Treatment, World};
 use std::time::Duration;
 use virtio_spec::DeviceStatus;
 use virtio_spec::blk::F;
@@ -90,10 +90,10 @@ fn another_disk_after_a_reset_is_not_written_to() {
     let world = World::new(Config::default());
     let mut disk = world.open("virtio:04:00.0");
     let buffer = Buffer::new(&world, 1);
-    world.fake.decide(|_| Fate::Held);
+    world.fake.decide(|_| Treatment::Held);
     disk.ask(1, write(0), &buffer.whole(4096));
     world.run();
-    world.fake.decide(|_| Fate::Done);
+    world.fake.decide(|_| Treatment::Done);
     world.fake.change(|config| config.block = 4096);
     world.fake.fail();
     world.wait(Duration::from_secs(30));
@@ -140,7 +140,7 @@ fn a_device_is_stopped_when_the_domain_ends() {
     let world = World::new(Config::default());
     let mut disk = world.open("virtio:04:00.0");
     let buffer = Buffer::new(&world, 1);
-    world.fake.decide(|_| Fate::Held);
+    world.fake.decide(|_| Treatment::Held);
     disk.ask(1, read(0), &buffer.whole(512));
     world.run();
     let stopped = world.stop_devices(false);

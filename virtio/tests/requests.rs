@@ -2,7 +2,7 @@
 
 use bulkhead_dma_testing::{Buffer, discard, pattern, read, write};
 use bulkhead_images::{IoError, Op, Sector, SectorSize, Submitted};
-use bulkhead_virtio_testing::{Config, Fate, World};
+use bulkhead_virtio_testing::{Config, Treatment, World};
 use bulkhead_xen::PAGE_SIZE;
 use virtio_spec::blk::{F, T};
 
@@ -58,7 +58,7 @@ fn all_slots_are_used_and_the_next_request_waits() {
     let depth = disk.queue.caps().depth;
     assert_eq!(depth, 64);
     let buffer = Buffer::new(&world, depth + 1);
-    world.fake.decide(|_| Fate::Held);
+    world.fake.decide(|_| Treatment::Held);
     for tag in 0..depth {
         disk.ask(tag, read(tag as u64), &[buffer.segment(tag, 0, 512)]);
     }
@@ -76,7 +76,7 @@ fn all_slots_are_used_and_the_next_request_waits() {
         (0..depth).rev().collect::<Vec<_>>(),
         "in the device's order"
     );
-    world.fake.decide(|_| Fate::Done);
+    world.fake.decide(|_| Treatment::Done);
     assert_eq!(disk.does(read(0), &last), Ok(()));
     drop((disk, buffer));
     world.end();
@@ -131,10 +131,10 @@ fn a_discard_goes_on_until_all_of_it_is_done() {
         // A part that fails is the last one.
         let mut left = 1;
         world.fake.decide(move |_| match left {
-            0 => Fate::Failed(1),
+            0 => Treatment::Failed(1),
             _ => {
                 left -= 1;
-                Fate::Done
+                Treatment::Done
             }
         });
         assert_eq!(disk.does(discard(500, 300), &[]), Err(IoError::Medium));
@@ -235,7 +235,7 @@ fn a_device_without_indirect_tables_is_served_with_short_requests() {
     let buffer = Buffer::new(&world, 8 * caps.depth);
     let data = pattern(5, 8 * PAGE_SIZE * caps.depth);
     buffer.fill(&data);
-    world.fake.decide(|_| Fate::Held);
+    world.fake.decide(|_| Treatment::Held);
     for tag in 0..caps.depth {
         let segments: Vec<_> = (0..8)
             .map(|page| buffer.segment(8 * tag + page, 0, PAGE_SIZE))
@@ -248,7 +248,7 @@ fn a_device_without_indirect_tables_is_served_with_short_requests() {
     assert_eq!(disk.collect(), caps.depth);
     assert!(disk.done.drain(..).all(|(_, outcome)| outcome == Ok(())));
     assert!(world.fake.bytes()[..data.len()] == data);
-    world.fake.decide(|_| Fate::Done);
+    world.fake.decide(|_| Treatment::Done);
     assert_eq!(disk.does(discard(0, 64), &[]), Ok(()));
     drop((disk, buffer));
     world.end();
@@ -268,7 +268,7 @@ fn a_free_slot_goes_to_the_next_queue_if_the_first_does_not_want_it_any_more() {
     for closes in [true, false] {
         let mut disks =
             [0, 1, 2, 3].map(|_| bulkhead_dma_testing::Disk::new(&world, device.clone(), 0, 8));
-        world.fake.decide(|_| Fate::Held);
+        world.fake.decide(|_| Treatment::Held);
         let [first, rest @ ..] = &mut disks;
         first.ask(0, read(0), &segment);
         for disk in rest.iter_mut() {
@@ -290,7 +290,7 @@ fn a_free_slot_goes_to_the_next_queue_if_the_first_does_not_want_it_any_more() {
                 assert_eq!(now.collect(), 0);
             }
         }
-        world.fake.decide(|_| Fate::Done);
+        world.fake.decide(|_| Treatment::Done);
         rest[2].ask(0, read(0), &segment);
         world.run();
         assert_eq!(rest[2].collect(), 1);
@@ -307,7 +307,7 @@ fn the_end_of_a_queue_does_not_concern_those_that_are_opened_meanwhile() {
     let device = disk.device.clone();
     let open = || bulkhead_dma_testing::Disk::new(&world, device.clone(), 0, 32);
     let buffer = Buffer::new(&world, 3);
-    world.fake.decide(|_| Fate::Held);
+    world.fake.decide(|_| Treatment::Held);
     disk.ask(1, write(0), &[buffer.segment(0, 0, 512)]);
     world.run();
     assert!(!disk.close());

@@ -2,7 +2,7 @@
 
 use bulkhead_dma_testing::{Buffer, pattern, read, write};
 use bulkhead_images::{IoError, Submitted};
-use bulkhead_virtio_testing::{Config, Fate, World};
+use bulkhead_virtio_testing::{Config, Treatment, World};
 use std::time::Duration;
 
 #[test]
@@ -17,14 +17,14 @@ fn a_device_that_never_answers_is_reset_and_asked_again() {
         let buffer = Buffer::new(&world, 4);
         let data = pattern(1, 4 * 4096);
         buffer.fill(&data);
-        world.fake.decide(|_| Fate::Lost);
+        world.fake.decide(|_| Treatment::Lost);
         for tag in 0..4 {
             disk.ask(tag, write(8 * tag as u64), &[buffer.segment(tag, 0, 4096)]);
         }
         disk.collect();
         world.wait(Duration::from_secs(25));
         assert_eq!((disk.collect(), world.fake.resets()), (0, 0));
-        world.fake.decide(|_| Fate::Done);
+        world.fake.decide(|_| Treatment::Done);
         world.wait(Duration::from_secs(8));
         disk.collect();
         disk.done.sort_unstable_by_key(|(tag, _)| *tag);
@@ -46,8 +46,8 @@ fn a_request_that_stops_the_device_again_and_again_fails() {
     let mut disk = world.open("virtio:04:00.0");
     let buffer = Buffer::new(&world, 2);
     world.fake.decide(|request| match request.sector {
-        64 => Fate::Lost,
-        _ => Fate::Done,
+        64 => Treatment::Lost,
+        _ => Treatment::Done,
     });
     disk.ask(1, read(64), &[buffer.segment(0, 0, 512)]);
     disk.collect();
@@ -69,10 +69,10 @@ fn a_device_that_says_that_it_has_failed_is_reset() {
     let world = World::new(Config::default());
     let mut disk = world.open("virtio:04:00.0");
     let buffer = Buffer::new(&world, 2);
-    world.fake.decide(|_| Fate::Held);
+    world.fake.decide(|_| Treatment::Held);
     disk.ask(1, write(0), &[buffer.segment(0, 0, 512)]);
     world.run();
-    world.fake.decide(|_| Fate::Done);
+    world.fake.decide(|_| Treatment::Done);
     // It does not reset itself at once: requests wait meanwhile.
     world.fake.never_reset(true);
     world.fake.fail();
@@ -100,7 +100,7 @@ fn a_device_that_vanishes_fails_everything_and_nothing_else() {
     let world = World::new(Config::default());
     let mut disk = world.open("virtio:04:00.0");
     let buffer = Buffer::new(&world, 1);
-    world.fake.decide(|_| Fate::Held);
+    world.fake.decide(|_| Treatment::Held);
     disk.ask(1, read(0), &buffer.whole(512));
     disk.collect();
     world.run();
@@ -122,7 +122,7 @@ fn pages_stay_until_a_device_that_does_not_reset_itself_may_access_no_memory() {
     let world = World::new(Config::default());
     let mut disk = world.open("virtio:04:00.0");
     let buffer = Buffer::new(&world, 1);
-    world.fake.decide(|_| Fate::Lost);
+    world.fake.decide(|_| Treatment::Lost);
     disk.ask(1, read(0), &buffer.whole(512));
     disk.collect();
     world.run();
@@ -143,7 +143,7 @@ fn a_stall_of_minutes_costs_the_requests_of_that_time_alone() {
     let world = World::new(Config::default());
     let mut disk = world.open("virtio:04:00.0");
     let buffer = Buffer::new(&world, 1);
-    world.fake.decide(|_| Fate::Lost);
+    world.fake.decide(|_| Treatment::Lost);
     let began = world.sim.now();
     let mut tag = 0;
     while world.sim.now().since(began) < Duration::from_secs(600) {
@@ -156,7 +156,7 @@ fn a_stall_of_minutes_costs_the_requests_of_that_time_alone() {
         assert_eq!(disk.done.pop(), Some((tag, Err(IoError::Medium))));
         tag += 1;
     }
-    world.fake.decide(|_| Fate::Done);
+    world.fake.decide(|_| Treatment::Done);
     assert_eq!(disk.does(write(0), &buffer.whole(512)), Ok(()));
     drop((disk, buffer));
     world.end();
@@ -167,7 +167,7 @@ fn a_device_that_was_given_up_is_tried_again_every_minute() {
     let world = World::new(Config::default());
     let mut disk = world.open("virtio:04:00.0");
     let buffer = Buffer::new(&world, 1);
-    world.fake.decide(|_| Fate::Lost);
+    world.fake.decide(|_| Treatment::Lost);
     disk.ask(1, write(0), &buffer.whole(512));
     world.run();
     world.fake.refuse_features(true);
@@ -184,7 +184,7 @@ fn a_device_that_was_given_up_is_tried_again_every_minute() {
         world.wait(Duration::from_millis(997));
     }
     let seen = world.fake.seen().len();
-    world.fake.decide(|_| Fate::Done);
+    world.fake.decide(|_| Treatment::Done);
     world.fake.refuse_features(false);
     world.wait(Duration::from_secs(70));
     assert_eq!(world.fake.seen().len(), seen, "what has failed stays so");
@@ -202,7 +202,7 @@ fn a_device_that_recovers_never_is_given_up() {
     let world = World::new(Config::default());
     let mut disk = world.open("virtio:04:00.0");
     let buffer = Buffer::new(&world, 1);
-    world.fake.decide(|_| Fate::Misnamed);
+    world.fake.decide(|_| Treatment::Misnamed);
     disk.ask(1, read(0), &buffer.whole(512));
     world.wait(Duration::from_secs(5));
     for tag in 2..8 {

@@ -2,25 +2,25 @@
 
 use bulkhead_dma_testing::{Buffer, read, write};
 use bulkhead_images::IoError;
-use bulkhead_virtio_testing::{Config, Fate, World};
+use bulkhead_virtio_testing::{Config, Treatment, World};
 use std::time::Duration;
 use virtio_spec::blk::F;
 
 /// Has one request meet with a fate, and all later ones be done.
-fn once(world: &World, fate: Fate) {
-    let mut next = Some(fate);
+fn once(world: &World, treatment: Treatment) {
+    let mut next = Some(treatment);
     world
         .fake
-        .decide(move |_| next.take().unwrap_or(Fate::Done));
+        .decide(move |_| next.take().unwrap_or(Treatment::Done));
 }
 
 #[test]
 fn what_breaks_the_protocol_has_the_device_reset_and_asked_again() {
-    for fate in [Fate::Misnamed, Fate::TooLong] {
+    for treatment in [Treatment::Misnamed, Treatment::TooLong] {
         let world = World::new(Config::default());
         let mut disk = world.open("virtio:04:00.0");
         let buffer = Buffer::new(&world, 2);
-        once(&world, fate);
+        once(&world, treatment);
         disk.ask(1, write(0), &[buffer.segment(0, 0, 512)]);
         disk.ask(2, write(8), &[buffer.segment(1, 0, 512)]);
         world.wait(Duration::from_secs(1));
@@ -28,8 +28,8 @@ fn what_breaks_the_protocol_has_the_device_reset_and_asked_again() {
         world.wait(Duration::from_secs(1));
         disk.collect();
         disk.done.sort_unstable_by_key(|(tag, _)| *tag);
-        assert_eq!(disk.done, [(1, Ok(())), (2, Ok(()))], "{fate:?}");
-        assert_eq!(world.fake.resets(), 1, "{fate:?}");
+        assert_eq!(disk.done, [(1, Ok(())), (2, Ok(()))], "{treatment:?}");
+        assert_eq!(world.fake.resets(), 1, "{treatment:?}");
         assert!(world.lines().contains(" 1 resets"), "{}", world.lines());
         disk.done.clear();
         drop((disk, buffer));
@@ -42,7 +42,7 @@ fn a_request_that_is_used_twice_completes_once() {
     let world = World::new(Config::default());
     let mut disk = world.open("virtio:04:00.0");
     let buffer = Buffer::new(&world, 1);
-    once(&world, Fate::Twice);
+    once(&world, Treatment::Twice);
     disk.ask(1, write(0), &buffer.whole(512));
     world.wait(Duration::from_secs(1));
     disk.collect();
@@ -60,10 +60,10 @@ fn an_index_that_jumps_is_not_followed() {
     let world = World::new(Config::default());
     let mut disk = world.open("virtio:04:00.0");
     let buffer = Buffer::new(&world, 1);
-    world.fake.decide(|_| Fate::Held);
+    world.fake.decide(|_| Treatment::Held);
     disk.ask(1, read(0), &buffer.whole(512));
     world.run();
-    world.fake.decide(|_| Fate::Done);
+    world.fake.decide(|_| Treatment::Done);
     for (by, resets) in [(2, 1), (0x8000, 2)] {
         world.fake.jump(0, by);
         world.wait(Duration::from_secs(1));
@@ -80,7 +80,7 @@ fn a_request_that_was_never_asked_is_not_completed() {
     let world = World::new(Config::default());
     let mut disk = world.open("virtio:04:00.0");
     let buffer = Buffer::new(&world, 1);
-    world.fake.decide(|_| Fate::Held);
+    world.fake.decide(|_| Treatment::Held);
     disk.ask(1, read(0), &buffer.whole(512));
     world.run();
     for head in [5, 64, u32::MAX] {
@@ -88,7 +88,7 @@ fn a_request_that_was_never_asked_is_not_completed() {
         world.wait(Duration::from_secs(1));
         assert_eq!(disk.collect(), 0, "{head}");
     }
-    world.fake.decide(|_| Fate::Done);
+    world.fake.decide(|_| Treatment::Done);
     world.fake.finish_reversed();
     world.run();
     disk.collect();
@@ -103,15 +103,19 @@ fn outcomes_are_told_apart() {
     let world = World::new(Config::default());
     let mut disk = world.open("virtio:04:00.0");
     let buffer = Buffer::new(&world, 1);
-    for (fate, outcome) in [
-        (Fate::Failed(1), Err(IoError::Medium)),
-        (Fate::Failed(2), Err(IoError::NotSupported)),
-        (Fate::Failed(77), Err(IoError::Medium)),
-        (Fate::NoOutcome, Err(IoError::Medium)),
-        (Fate::Done, Ok(())),
+    for (treatment, outcome) in [
+        (Treatment::Failed(1), Err(IoError::Medium)),
+        (Treatment::Failed(2), Err(IoError::NotSupported)),
+        (Treatment::Failed(77), Err(IoError::Medium)),
+        (Treatment::NoOutcome, Err(IoError::Medium)),
+        (Treatment::Done, Ok(())),
     ] {
-        once(&world, fate);
-        assert_eq!(disk.does(read(0), &buffer.whole(512)), outcome, "{fate:?}");
+        once(&world, treatment);
+        assert_eq!(
+            disk.does(read(0), &buffer.whole(512)),
+            outcome,
+            "{treatment:?}"
+        );
     }
     assert!(world.lines().contains(" 4 failed"), "{}", world.lines());
     drop((disk, buffer));

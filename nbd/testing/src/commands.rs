@@ -22,7 +22,7 @@ pub struct Seen {
 
 /// The treatment of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum Treatment {
     /// The command is done and answered.
     Done,
     /// The command is done later, when the test says so.
@@ -127,7 +127,7 @@ impl Server {
             return false;
         };
         if seen.kind == 2 {
-            self.farewells += 1;
+            self.disconnects += 1;
             self.connections[number].end(Ended::Closed);
             return true;
         }
@@ -135,18 +135,18 @@ impl Server {
         if std::mem::take(&mut self.connections[number].refused) {
             return true;
         }
-        let mut fate = (self.fate)(&seen);
+        let mut treatment = (self.treatment)(&seen);
         // Data is there already: what is held back may have been done or not.
         let undone = matches!(
-            fate,
-            Fate::Failed(_) | Fate::Lost | Fate::Parts(_) | Fate::Raw(_)
+            treatment,
+            Treatment::Failed(_) | Treatment::Lost | Treatment::Parts(_) | Treatment::Raw(_)
         );
         if !undone && !self.execute(export, &seen, &message[28..]) {
-            fate = Fate::Failed(28);
+            treatment = Treatment::Failed(28);
         }
-        match fate {
-            Fate::Held => self.held.push((export, seen)),
-            fate => self.answer(export, seen, fate),
+        match treatment {
+            Treatment::Held => self.held.push((export, seen)),
+            treatment => self.answer(export, seen, treatment),
         }
         true
     }
@@ -171,31 +171,31 @@ impl Server {
     /// Does a command that was held back.
     pub fn finish(&mut self, index: usize) {
         let (export, seen) = self.held.remove(index);
-        self.answer(export, seen, Fate::Done);
+        self.answer(export, seen, Treatment::Done);
     }
 
-    fn answer(&mut self, export: usize, seen: Seen, fate: Fate) {
-        let reply = match fate {
-            Fate::Held | Fate::Lost => Vec::new(),
-            Fate::Failed(error) if seen.kind == 0 && self.is_structured(&seen) => {
+    fn answer(&mut self, export: usize, seen: Seen, treatment: Treatment) {
+        let reply = match treatment {
+            Treatment::Held | Treatment::Lost => Vec::new(),
+            Treatment::Failed(error) if seen.kind == 0 && self.is_structured(&seen) => {
                 chunk(seen.cookie, true, 0x8001, &error_text(error))
             }
-            Fate::Failed(error) => simple(seen.cookie, error),
-            Fate::Done | Fate::Unanswered(_) => self.done(export, &seen),
-            Fate::Twice => self.done(export, &seen).repeat(2),
-            Fate::Misnamed(by) => self.done(
+            Treatment::Failed(error) => simple(seen.cookie, error),
+            Treatment::Done | Treatment::Unanswered(_) => self.done(export, &seen),
+            Treatment::Twice => self.done(export, &seen).repeat(2),
+            Treatment::Misnamed(by) => self.done(
                 export,
                 &Seen {
                     cookie: seen.cookie ^ by,
                     ..seen
                 },
             ),
-            Fate::Parts(ref parts) => self.parts(export, &seen, parts),
-            Fate::Raw(ref bytes) => bytes.clone(),
+            Treatment::Parts(ref parts) => self.parts(export, &seen, parts),
+            Treatment::Raw(ref bytes) => bytes.clone(),
         };
         let connection = &mut self.connections[seen.connection];
-        match fate {
-            Fate::Unanswered(ended) => connection.end(ended),
+        match treatment {
+            Treatment::Unanswered(ended) => connection.end(ended),
             _ => connection.send(&reply),
         }
     }

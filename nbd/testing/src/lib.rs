@@ -5,7 +5,7 @@
 //! never, or answer what was not asked. Every message of its handshake can be forged, and each connection can end
 //! behind any byte.
 //!
-//! Read next: [`FakeServer`], a test's handle; [`Fate`], the treatment of a command; [`world`], a machine with a
+//! Read next: [`FakeServer`], a test's handle; [`Treatment`], the treatment of a command; [`world`], a machine with a
 //! client.
 
 #![deny(unsafe_code)]
@@ -17,7 +17,7 @@ mod stream;
 #[allow(unsafe_code, reason = "names pages of the domain for the client")]
 pub mod world;
 
-pub use commands::{Fate, Part, Seen};
+pub use commands::{Part, Seen, Treatment};
 pub use server::{Config, FakeExport, Reach, TlsMode};
 pub use stream::{FakeNetwork, FakeTls};
 
@@ -46,9 +46,9 @@ impl FakeServer {
         change(&mut self.0.borrow_mut().config);
     }
 
-    /// Has `fate` decide on the treatment of commands from now on.
-    pub fn decide(&self, fate: impl FnMut(&Seen) -> Fate + 'static) {
-        self.0.borrow_mut().fate = Box::new(fate);
+    /// Has `treatment` decide on the treatment of commands from now on.
+    pub fn decide(&self, treatment: impl FnMut(&Seen) -> Treatment + 'static) {
+        self.0.borrow_mut().treatment = Box::new(treatment);
     }
 
     /// Has `forge` change each message of the handshake from now on. It gets the message's number, counted on its
@@ -146,7 +146,7 @@ impl FakeServer {
     }
 
     /// Returns the number of connections that the client has ended in order, by the command for it.
-    pub fn farewells(&self) -> usize {
-        self.0.borrow().farewells
+    pub fn disconnects(&self) -> usize {
+        self.0.borrow().disconnects
     }
 }

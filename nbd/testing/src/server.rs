@@ -1,6 +1,6 @@
 //! The server's state, and its connections.
 
-use crate::commands::{Fate, Seen};
+use crate::commands::{Seen, Treatment};
 use bulkhead_stream::{ConnectError, Ended};
 use std::collections::VecDeque;
 use std::task::Waker;
@@ -185,12 +185,12 @@ type Forge = Box<dyn FnMut(usize, &mut Vec<u8>)>;
 pub struct Server {
     pub config: Config,
     pub connections: Vec<Connection>,
-    pub fate: Box<dyn FnMut(&Seen) -> Fate>,
+    pub treatment: Box<dyn FnMut(&Seen) -> Treatment>,
     pub forge: Forge,
     pub seen: Vec<Seen>,
     pub held: Vec<(usize, Seen)>,
     pub cuts: [Option<usize>; 2],
-    pub farewells: usize,
+    pub disconnects: usize,
 }
 
 impl Server {
@@ -198,12 +198,12 @@ impl Server {
         Server {
             config,
             connections: Vec::new(),
-            fate: Box::new(|_| Fate::Done),
+            treatment: Box::new(|_| Treatment::Done),
             forge: Box::new(|_, _| {}),
             seen: Vec::new(),
             held: Vec::new(),
             cuts: [None, None],
-            farewells: 0,
+            disconnects: 0,
         }
     }
 

@@ -1,7 +1,7 @@
 //! What the controller does with admin commands.
 
 use crate::data::Refused;
-use crate::device::{Device, Fate};
+use crate::device::{Device, Treatment};
 use crate::identify;
 use crate::queues::{CompletionQueue, SubmissionQueue};
 use bulkhead_nvme::command::admin::opcode;
@@ -11,13 +11,13 @@ impl Device {
     /// Takes an admin command.
     pub fn admin(&mut self, command: &Command) {
         self.admin_seen.push(*command);
-        let fate = (self.admin_fate)(command);
-        self.violates |= matches!(fate, Fate::Twice | Fate::Misnamed);
-        match fate {
-            Fate::Held | Fate::Lost => {}
-            Fate::Failed(status) => self.complete(0, command.id(), 0, status),
-            Fate::Misnamed => self.complete(0, CommandId(!command.id().0), 0, Status::SUCCESS),
-            fate => {
+        let treatment = (self.admin_treatment)(command);
+        self.violates |= matches!(treatment, Treatment::Twice | Treatment::Misnamed);
+        match treatment {
+            Treatment::Held | Treatment::Lost => {}
+            Treatment::Failed(status) => self.complete(0, command.id(), 0, status),
+            Treatment::Misnamed => self.complete(0, CommandId(!command.id().0), 0, Status::SUCCESS),
+            treatment => {
                 if command.opcode() == opcode::ASYNC_EVENT_REQUEST {
                     return self.event_requests.push(command.id());
                 }
@@ -26,7 +26,7 @@ impl Device {
                     Err(Refused(status)) => (0, status.for_good()),
                 };
                 self.complete(0, command.id(), result, status);
-                if fate == Fate::Twice {
+                if treatment == Treatment::Twice {
                     self.complete(0, command.id(), result, status);
                 }
             }

@@ -142,7 +142,7 @@ impl Config {
 
 /// What becomes of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum Treatment {
     /// It is done and completed.
     Done,
     /// It fails, and nothing of it is done.
@@ -163,7 +163,7 @@ pub struct HeldCommand {
     pub command: Command,
 }
 
-type Decide = Box<dyn FnMut(&Command) -> Fate + Send>;
+type Decide = Box<dyn FnMut(&Command) -> Treatment + Send>;
 
 /// The controller.
 pub struct Device {
@@ -187,8 +187,8 @@ pub struct Device {
     pub left_at_work: bool,
     pub submissions: BTreeMap<u16, SubmissionQueue>,
     pub completions: BTreeMap<u16, CompletionQueue>,
-    pub fate: Decide,
-    pub admin_fate: Decide,
+    pub treatment: Decide,
+    pub admin_treatment: Decide,
     pub held: Vec<HeldCommand>,
     /// Requests for events that it has, and events that it could not report.
     pub event_requests: Vec<CommandId>,
@@ -220,8 +220,8 @@ impl Device {
             left_at_work: false,
             submissions: BTreeMap::new(),
             completions: BTreeMap::new(),
-            fate: Box::new(|_| Fate::Done),
-            admin_fate: Box::new(|_| Fate::Done),
+            treatment: Box::new(|_| Treatment::Done),
+            admin_treatment: Box::new(|_| Treatment::Done),
             held: Vec::new(),
             event_requests: Vec::new(),
             seen: Vec::new(),
@@ -318,21 +318,21 @@ impl Device {
 
     fn io(&mut self, queue: u16, command: &Command) {
         self.seen.push(*command);
-        let fate = (self.fate)(command);
-        self.violates |= matches!(fate, Fate::Twice | Fate::Misnamed);
-        match fate {
-            Fate::Done => self.finish(queue, command),
-            Fate::Failed(status) => self.complete(queue, command.id(), 0, status),
-            Fate::Held => self.held.push(HeldCommand {
+        let treatment = (self.treatment)(command);
+        self.violates |= matches!(treatment, Treatment::Twice | Treatment::Misnamed);
+        match treatment {
+            Treatment::Done => self.finish(queue, command),
+            Treatment::Failed(status) => self.complete(queue, command.id(), 0, status),
+            Treatment::Held => self.held.push(HeldCommand {
                 queue,
                 command: *command,
             }),
-            Fate::Lost => {}
-            Fate::Twice => {
+            Treatment::Lost => {}
+            Treatment::Twice => {
                 self.finish(queue, command);
                 self.complete(queue, command.id(), 0, Status::SUCCESS);
             }
-            Fate::Misnamed => {
+            Treatment::Misnamed => {
                 let other = CommandId(command.id().0 ^ 0x8000);
                 self.complete(queue, other, 0, Status::SUCCESS);
             }

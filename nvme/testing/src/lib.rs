@@ -4,7 +4,7 @@
 //! [`step`](FakeController::step) has it look at its registers and its queues. What it does with a command can be
 //! changed: it may complete it late, out of order, twice, with an error, or never, or complete another one.
 //!
-//! Read next: [`FakeController`], a test's handle; [`Fate`], what becomes of a command; [`world`], a machine with a
+//! Read next: [`FakeController`], a test's handle; [`Treatment`], what becomes of a command; [`world`], a machine with a
 //! driver.
 
 #![forbid(unsafe_code)]
@@ -19,7 +19,7 @@ mod io;
 mod queues;
 pub mod world;
 
-pub use device::{Config, FakeNamespace, Fate, Forge};
+pub use device::{Config, FakeNamespace, Forge, Treatment};
 pub use function::FakeFunction;
 
 use bulkhead_nvme::command::{Command, Completion, Status};
@@ -91,13 +91,13 @@ impl FakeController {
     }
 
     /// Decides what becomes of I/O commands from now on.
-    pub fn decide(&self, fate: impl FnMut(&Command) -> Fate + Send + 'static) {
-        self.device().fate = Box::new(fate);
+    pub fn decide(&self, treatment: impl FnMut(&Command) -> Treatment + Send + 'static) {
+        self.device().treatment = Box::new(treatment);
     }
 
     /// Decides what becomes of admin commands from now on.
-    pub fn decide_admin(&self, fate: impl FnMut(&Command) -> Fate + Send + 'static) {
-        self.device().admin_fate = Box::new(fate);
+    pub fn decide_admin(&self, treatment: impl FnMut(&Command) -> Treatment + Send + 'static) {
+        self.device().admin_treatment = Box::new(treatment);
     }
 
     /// Returns the I/O commands that it has and that were held back, each with its queue.

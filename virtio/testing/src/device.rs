@@ -126,7 +126,7 @@ impl Seen {
 
 /// What becomes of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum Treatment {
     /// It is done.
     Done,
     /// It fails with this status, and nothing of it is done.
@@ -145,7 +145,7 @@ pub enum Fate {
     NoOutcome,
 }
 
-type Decide = Box<dyn FnMut(&Seen) -> Fate + Send>;
+type Decide = Box<dyn FnMut(&Seen) -> Treatment + Send>;
 
 /// The device.
 pub struct Device {
@@ -155,7 +155,7 @@ pub struct Device {
     pub accepted: u64,
     pub isr: u8,
     pub queues: Vec<Queue>,
-    pub fate: Decide,
+    pub treatment: Decide,
     pub held: Vec<Seen>,
     pub seen: Vec<Seen>,
     pub vanished: bool,
@@ -183,7 +183,7 @@ impl Device {
             state: DeviceStatus::empty(),
             accepted: 0,
             isr: 0,
-            fate: Box::new(|_| Fate::Done),
+            treatment: Box::new(|_| Treatment::Done),
             held: Vec::new(),
             seen: Vec::new(),
             vanished: false,
@@ -393,24 +393,24 @@ impl Device {
     fn take(&mut self, request: Seen) {
         self.seen.push(request.clone());
         let (queue, head, written) = (request.queue, request.head.into(), request.written());
-        match (self.fate)(&request) {
-            Fate::Done => self.finish(&request),
-            Fate::Failed(status) => self.answer(&request, status),
-            Fate::Held => self.held.push(request),
-            Fate::Lost => {}
-            Fate::Twice => {
+        match (self.treatment)(&request) {
+            Treatment::Done => self.finish(&request),
+            Treatment::Failed(status) => self.answer(&request, status),
+            Treatment::Held => self.held.push(request),
+            Treatment::Lost => {}
+            Treatment::Twice => {
                 self.finish(&request);
                 self.push_used(queue, head, written);
             }
-            Fate::Misnamed => {
+            Treatment::Misnamed => {
                 _ = self.execute(&request);
                 self.push_used(queue, head ^ 0x8000, written);
             }
-            Fate::TooLong => {
+            Treatment::TooLong => {
                 _ = self.execute(&request);
                 self.push_used(queue, head, written + 1);
             }
-            Fate::NoOutcome => self.push_used(queue, head, 0),
+            Treatment::NoOutcome => self.push_used(queue, head, 0),
         }
     }
 

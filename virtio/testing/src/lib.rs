@@ -5,7 +5,7 @@
 //! of. What becomes of a request can be changed: it may be done late, out of order, twice, with an error, or never,
 //! and the device may tell of it what is not true.
 //!
-//! Read next: [`FakeDevice`], a test's handle; [`Fate`], what becomes of a request; [`World`], a machine with a driver.
+//! Read next: [`FakeDevice`], a test's handle; [`Treatment`], what becomes of a request; [`World`], a machine with a driver.
 
 #![forbid(unsafe_code)]
 
@@ -14,7 +14,7 @@ mod function;
 mod queue;
 mod world;
 
-pub use device::{Config, Fate, Seen};
+pub use device::{Config, Seen, Treatment};
 pub use function::{NAME, function};
 pub use world::World;
 
@@ -63,8 +63,8 @@ impl FakeDevice {
     }
 
     /// Decides what becomes of requests from now on.
-    pub fn decide(&self, fate: impl FnMut(&Seen) -> Fate + Send + 'static) {
-        self.device().fate = Box::new(fate);
+    pub fn decide(&self, treatment: impl FnMut(&Seen) -> Treatment + Send + 'static) {
+        self.device().treatment = Box::new(treatment);
     }
 
     /// Returns the requests that were held back.

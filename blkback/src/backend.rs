@@ -148,8 +148,8 @@ impl<H: Hypervisor> Backend<H> {
         #[cfg(feature = "recover")]
         {
             let disks = self.disks.borrow();
-            let keeper = &self.services.keeper;
-            keeper.settle_unless(&|id| disks.get(&id).is_some());
+            let kept_queues = &self.services.kept_queues;
+            kept_queues.settle_unless(&|id| disks.get(&id).is_some());
         }
     }
 
@@ -191,10 +191,10 @@ impl<H: Hypervisor> Backend<H> {
         self.services.handle.spawn(async move {
             loop {
                 #[cfg(feature = "recover")]
-                backend.services.keeper.turn(id).await;
+                backend.services.kept_queues.turn(id).await;
                 vbd::live(&backend.services, id, &changed).await;
                 #[cfg(feature = "recover")]
-                backend.services.keeper.settle(id);
+                backend.services.kept_queues.settle(id);
                 // A disk that was attached again meanwhile has raised the signal of the old one.
                 if !changed.take() || backend.services.closing.is_set() {
                     break;

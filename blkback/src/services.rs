@@ -46,7 +46,7 @@ pub struct Services<H: Hypervisor> {
     pub guest_logs: GuestLogs,
     /// The memory of connected disks for the time after a crash.
     #[cfg(feature = "recover")]
-    pub keeper: crate::recovery::Keeper,
+    pub kept_queues: crate::recovery::KeptQueues,
     /// Set when the driver domain is to end: every disk closes.
     pub closing: Flag,
 }
@@ -81,7 +81,7 @@ impl<H: Hypervisor> Services<H> {
             errors,
             guest_logs,
             #[cfg(feature = "recover")]
-            keeper: Default::default(),
+            kept_queues: Default::default(),
             closing,
         }
     }
@@ -100,7 +100,7 @@ impl<H: Hypervisor> Services<H> {
     /// Returns the most that any frontend may ask for.
     fn limits(&self) -> Limits {
         #[cfg(feature = "recover")]
-        if self.keeper.keeps() {
+        if self.kept_queues.keeps() {
             // Rings of more pages are not kept.
             return Limits {
                 ring_page_order: 0,

@@ -39,10 +39,10 @@ const STORES_COME: Duration = Duration::from_secs(7);
 /// Waits until this version serves what the boot before has served. A disk whose store is away, whatever version asks for it,
 /// is not waited for much longer than stores need to come.
 pub async fn serves<H: Hypervisor>(services: &Services<H>) {
-    let keeper = &services.keeper;
+    let kept_queues = &services.kept_queues;
     let come = pin!(services.handle.sleep(STORES_COME));
-    select(pin!(keeper.settled()), come).await;
-    keeper.found().await;
+    select(pin!(kept_queues.settled()), come).await;
+    kept_queues.found().await;
 }
 
 /// The version that runs, as far as upgrades are concerned.

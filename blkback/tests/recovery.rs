@@ -21,7 +21,7 @@ pub fn world(options: Options) -> World {
 #[test]
 fn nothing_is_kept_where_a_crash_ends_the_domain_anyway() {
     let world = world(Options::default());
-    world.backend.services.keeper.unless(|| true);
+    world.backend.services.kept_queues.unless(|| true);
     let guest = Guest::new(&world);
     let disk = guest.attach("xvda", "ram:disk0");
     assert_eq!(

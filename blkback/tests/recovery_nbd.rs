@@ -280,7 +280,7 @@ fn a_server_that_is_away_keeps_no_new_version_from_serving() {
         });
         let (backend, done) = (world.restarted(), settled.clone());
         handle.spawn(async move {
-            backend.services.keeper.settled().await;
+            backend.services.kept_queues.settled().await;
             done.set(true);
         });
         world.run();

@@ -2,7 +2,7 @@
 //! (`docs/recovery.md`).
 //!
 //! ```text
-//!   keeper ──► place of a queue ──┬─► record      who is served, where its ring is; sealed by a checksum
+//!   places ──► place of a queue ──┬─► record      who is served, where its ring is; sealed by a checksum
 //!     │                           ├─► answers     the last responses that were put, each with its index
 //!     │                           └─► requests    those that are not on the ring any more, each with its index
 //!     └─ after a crash: what was left, by disk
@@ -22,10 +22,10 @@
 //! checksum, a request and a response only with an index that its place can have. The bytes of a request are a guest's,
 //! and are checked as those on the ring are.
 
-mod keeper;
+mod kept_queues;
 mod place;
 mod record;
 
-pub use keeper::{Keeper, LeftDisk, QueuePlace};
+pub use kept_queues::{KeptQueues, LeftDisk, QueuePlace};
 pub use place::{CONNECTIONS, KeptQueue, Memory, QUEUES, SLOTS};
 pub use record::{Record, mark_of};

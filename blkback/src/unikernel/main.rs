@@ -183,7 +183,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
     #[cfg(feature = "recover")]
     if let Some(places) = places {
         recovery::keep_nothing_in_vain(&backend.services);
-        backend.services.keeper.start(places);
+        backend.services.kept_queues.start(places);
     }
     let end = Rc::new(Cell::new(None));
 

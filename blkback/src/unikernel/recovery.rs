@@ -414,7 +414,9 @@ pub fn surviving(line: &str) -> Option<&'static mut Memory> {
 
 /// Has nothing kept of disks that connect when a crash would end the domain anyway.
 pub fn keep_nothing_in_vain(services: &Services<Hypercalls>) {
-    services.keeper.unless(|| restart::obstacle().is_some());
+    services
+        .kept_queues
+        .unless(|| restart::obstacle().is_some());
 }
 
 /// Returns the domain's grant table. Grants that a boot before this one has left there end as soon as the other domains let

@@ -76,7 +76,7 @@ impl Surviving {
     pub(super) fn keep(&self, backend: &Backend<SimVcpu>) {
         // SAFETY: numbers, for all of which any value is valid. The boot before, which had a reference too, never goes on.
         let places = unsafe { &mut (*self.memory.as_ptr()).places };
-        backend.services.keeper.start(places);
+        backend.services.kept_queues.start(places);
     }
 
     /// Returns what survives of connections.

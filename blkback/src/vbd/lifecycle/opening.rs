@@ -34,7 +34,7 @@ pub(super) enum Opened<'a, H: Hypervisor> {
 /// Returns the phase of a disk whose device is not open yet.
 fn phase_before<H: Hypervisor>(services: &Services<H>, id: VbdId) -> Phase {
     #[cfg(feature = "recover")]
-    if services.keeper.has_left(id) {
+    if services.kept_queues.has_left(id) {
         return Phase::Left;
     }
     let _ = (services, id);

@@ -17,7 +17,7 @@ impl<H: Hypervisor> Vbd<'_, H> {
     /// Notes that the state that the boot before has left is of no use, unless the next step is to go on with it.
     pub(super) fn follow_what_was_left(&mut self, step: Step) {
         if self.phase == Phase::Left && step != Step::Resume {
-            self.services.keeper.settle(self.id);
+            self.services.kept_queues.settle(self.id);
             self.phase = Phase::New;
         }
     }
@@ -25,13 +25,13 @@ impl<H: Hypervisor> Vbd<'_, H> {
     /// Goes on serving the rings that the boot before has served. xenstore stays as it is.
     pub(super) async fn resume(&mut self) -> Result<(), Failure> {
         let services = self.services;
-        let Some(left) = services.keeper.take(self.id) else {
+        let Some(left) = services.kept_queues.take(self.id) else {
             self.phase = Phase::New;
             return Ok(());
         };
         let resumed = self.serve_again(left).await;
         // Also if it failed: others may have the image when this disk has given it back.
-        services.keeper.settle(self.id);
+        services.kept_queues.settle(self.id);
         resumed.map_err(Failure::Fatal)
     }
 
@@ -77,8 +77,8 @@ impl<H: Hypervisor> Vbd<'_, H> {
 
     /// Returns the journals that keep the requests of the queues that are about to be served; nothing if none are kept.
     pub(super) fn journals(&self, published: &Published) -> Vec<Journal> {
-        let keeper = &self.services.keeper;
-        if !keeper.keeps() {
+        let kept_queues = &self.services.kept_queues;
+        if !kept_queues.keeps() {
             return Vec::new();
         }
         let geometry = self.device.geometry();
@@ -102,7 +102,7 @@ impl<H: Hypervisor> Vbd<'_, H> {
             })
         };
         let records: Option<Vec<Record>> = (0..).zip(&published.queues).map(record).collect();
-        let claims = records.and_then(|records| keeper.claim(&records));
+        let claims = records.and_then(|records| kept_queues.claim(&records));
         if claims.is_none() {
             self.tell(
                 Level::Warn,

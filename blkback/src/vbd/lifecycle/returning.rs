@@ -15,7 +15,7 @@ const AGAIN: Duration = Duration::from_millis(250);
 /// Waits until the disks that the boot before has served on the same kind of store have their devices.
 pub(super) async fn give_way<H: Hypervisor>(services: &Services<H>, id: VbdId, target: &str) {
     let family = services.stores.family(target);
-    services.keeper.turn_on(id, family).await;
+    services.kept_queues.turn_on(id, family).await;
 }
 
 /// The wait for the device of a disk that the boot before has served.
@@ -45,14 +45,14 @@ impl Patience {
         reason: &str,
     ) -> Option<Sleep<H>> {
         let (id, family, now) = (self.id, self.family, services.handle.now());
-        if !services.keeper.has_left(id) || self.until.is_some_and(|until| now >= until) {
+        if !services.kept_queues.has_left(id) || self.until.is_some_and(|until| now >= until) {
             return None;
         }
         if self.until.is_none() {
             log::warn!(
                 "vbd {id}: {reason}; it was served before the crash, and is waited for, and disks on {family}: that were not served wait, too"
             );
-            services.keeper.is_away(id, family);
+            services.kept_queues.is_away(id, family);
             self.until = Some(now + RETURNS);
         }
         Some(services.handle.sleep(AGAIN))

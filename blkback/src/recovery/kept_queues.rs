@@ -12,7 +12,7 @@ use spin::Mutex;
 
 /// The places. A queue gives its place back here, from whatever vCPU.
 #[derive(Clone, Debug)]
-struct Home(Arc<Mutex<Places>>);
+struct SharedPlaces(Arc<Mutex<Places>>);
 
 #[derive(Debug)]
 struct Places {
@@ -22,7 +22,7 @@ struct Places {
     held: Vec<DomId>,
 }
 
-impl Home {
+impl SharedPlaces {
     /// Takes a place, in which nothing is kept from here on.
     fn add(&self, place: &'static mut KeptQueue) {
         place.clear();
@@ -62,33 +62,33 @@ pub struct QueuePlace {
     /// Who is to be served; `None` if the place says so already.
     pub record: Option<Record>,
     /// Where it comes from, and the queue's guest.
-    home: Option<(Home, DomId)>,
+    shared: Option<(SharedPlaces, DomId)>,
 }
 
 impl QueuePlace {
     /// Returns whether there is a place.
     pub fn is_some(&self) -> bool {
-        self.home.is_some()
+        self.shared.is_some()
     }
 }
 
 impl Drop for QueuePlace {
     fn drop(&mut self) {
         let place = self.in_order.take().or(self.place.take());
-        if let (Some(place), Some((home, guest))) = (place, &self.home) {
-            home.take_back(place, *guest);
+        if let (Some(place), Some((shared, guest))) = (place, &self.shared) {
+            shared.take_back(place, *guest);
         }
     }
 }
 
 /// Gives places to queues. By default there is none, and nothing is kept.
 #[derive(Default)]
-pub struct Keeper {
-    home: RefCell<Option<Home>>,
+pub struct KeptQueues {
+    shared: RefCell<Option<SharedPlaces>>,
     /// The disks that the boot before has served and nobody has taken up yet.
     left: RefCell<Vec<LeftDisk>>,
     /// Those that the boot before has served and whose stores are not there yet.
-    away: RefCell<Vec<Away>>,
+    away: RefCell<Vec<AbsentDisk>>,
     /// Set when each disk of the boot before is served again, never will be, or is away.
     found: Flag,
     /// Set when there is none of these any more.
@@ -98,7 +98,7 @@ pub struct Keeper {
 }
 
 /// A disk whose store is not there yet.
-struct Away {
+struct AbsentDisk {
     id: VbdId,
     /// The family of its store.
     family: &'static str,
@@ -139,26 +139,26 @@ impl LeftDisk {
     }
 }
 
-impl Keeper {
+impl KeptQueues {
     /// Keeps what is served in these places from now on, and learns what the boot before has left there.
     pub fn start(&self, places: &'static mut [KeptQueue; QUEUES]) {
-        let home = Home(Arc::new(Mutex::new(Places {
+        let shared = SharedPlaces(Arc::new(Mutex::new(Places {
             free: Vec::with_capacity(QUEUES),
             held: Vec::with_capacity(QUEUES),
         })));
         let mut left: Vec<LeftDisk> = Vec::new();
         for place in places {
             let Some(record) = place.sealed.read() else {
-                home.add(place);
+                shared.add(place);
                 continue;
             };
             let id = record.disk;
-            home.0.lock().held.push(id.frontend);
+            shared.0.lock().held.push(id.frontend);
             let claim = QueuePlace {
                 in_order: None,
                 place: Some(place),
                 record: None,
-                home: Some((home.clone(), id.frontend)),
+                shared: Some((shared.clone(), id.frontend)),
             };
             match left.iter_mut().find(|disk| disk.id == id) {
                 Some(disk) => disk.add(record, claim),
@@ -176,7 +176,7 @@ impl Keeper {
             whole
         });
         self.left.replace(left);
-        self.home.replace(Some(home));
+        self.shared.replace(Some(shared));
         self.look();
     }
 
@@ -187,7 +187,7 @@ impl Keeper {
 
     /// Returns whether a crash would find anything that is kept now or was before.
     pub fn is_on(&self) -> bool {
-        self.home.borrow().is_some()
+        self.shared.borrow().is_some()
     }
 
     /// Returns whether disks that connect now are kept.
@@ -198,10 +198,10 @@ impl Keeper {
     /// Gives places to the queues of a disk that is about to be served: one to each of them, or none to any, as a disk of
     /// which a part is kept ends with a crash all the same. There are none if too few are left, or left to its guest.
     pub fn claim(&self, queues: &[Record]) -> Option<Vec<QueuePlace>> {
-        let home = self.home.borrow().clone().filter(|_| self.keeps())?;
+        let shared = self.shared.borrow().clone().filter(|_| self.keeps())?;
         let guest = queues.first()?.disk.frontend;
         let mut claims = Vec::with_capacity(queues.len());
-        let mut places = home.0.lock();
+        let mut places = shared.0.lock();
         if places.held_by(guest) + queues.len() > places.share(guest) {
             return None;
         }
@@ -211,7 +211,7 @@ impl Keeper {
                 in_order: None,
                 place: Some(places.free.pop()?),
                 record: Some(*record),
-                home: Some((home.clone(), guest)),
+                shared: Some((shared.clone(), guest)),
             });
         }
         Some(claims)
@@ -249,7 +249,7 @@ impl Keeper {
 
     /// Notes that the store of a disk of the boot before, one of that family, is not there yet.
     pub fn is_away(&self, id: VbdId, family: &'static str) {
-        self.away.borrow_mut().push(Away {
+        self.away.borrow_mut().push(AbsentDisk {
             id,
             family,
             settled: Flag::default(),

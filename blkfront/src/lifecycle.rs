@@ -200,7 +200,7 @@ impl<H: Hypervisor> DiskTask<'_, H> {
         let id = id.and_then(|id| id.trim().parse().ok()).map(DomId);
         let (attached, mut backend, mut online) = match (&own, path, id) {
             (Some(_), Some(path), Some(id)) => {
-                self.meet(path, id).await?;
+                self.follow_backend(path, id).await?;
                 (true, XenbusState::Unknown, false)
             }
             _ => (false, XenbusState::Unknown, false),
@@ -231,7 +231,7 @@ impl<H: Hypervisor> DiskTask<'_, H> {
     }
 
     /// Follows the backend that the toolstack has named, if it is another one than before.
-    async fn meet(&mut self, path: String, id: DomId) -> Result<(), Error> {
+    async fn follow_backend(&mut self, path: String, id: DomId) -> Result<(), Error> {
         let same = |peer: &Peer| peer.path == path && peer.id == id;
         if self.peer.as_ref().is_some_and(same) {
             return Ok(());

@@ -165,7 +165,7 @@ impl<H: Hypervisor> InterfaceTask<'_, H> {
                     | XenbusState::Closing
                     | XenbusState::Closed
             );
-        self.meet(path, id).await?;
+        self.follow_backend(path, id).await?;
         if let Some(peer) = &self.peer {
             let state = peer_node(store, format!("{}/state", peer.path)).await?;
             seen.backend = XenbusState::parse(state.as_deref());
@@ -176,7 +176,7 @@ impl<H: Hypervisor> InterfaceTask<'_, H> {
     }
 
     /// Follows the backend that the toolstack has named, if it is another one than before.
-    async fn meet(&mut self, path: String, id: DomId) -> Result<(), Error> {
+    async fn follow_backend(&mut self, path: String, id: DomId) -> Result<(), Error> {
         let same = |peer: &Peer| peer.path == path && peer.id == id;
         if self.peer.as_ref().is_some_and(same) {
             return Ok(());

@@ -1,6 +1,6 @@
 //! The task of the frontend: it reads the states of both ends, decides, acts, and waits for the next change.
 
-mod meeting;
+mod probing;
 
 use crate::PciHost;
 use crate::channel::{Channel, give_up};
@@ -209,7 +209,7 @@ impl<H: PciHost> FrontendTask<'_, H> {
         };
         if let (Some(_), Some(path), Some(id)) = (state, path, id) {
             seen.attached = true;
-            self.meet(path, id).await?;
+            self.follow_backend(path, id).await?;
         }
         if let Some(peer) = self.peer.as_ref().filter(|_| seen.attached) {
             let store = &self.frontend.store;
@@ -220,7 +220,7 @@ impl<H: PciHost> FrontendTask<'_, H> {
     }
 
     /// Follows the backend that the toolstack has named, if it is another one than before.
-    async fn meet(&mut self, path: String, id: DomId) -> Result<(), Error> {
+    async fn follow_backend(&mut self, path: String, id: DomId) -> Result<(), Error> {
         let same = |peer: &Peer| peer.path == path && peer.id == id;
         if self.peer.as_ref().is_some_and(same) {
             return Ok(());
@@ -263,7 +263,7 @@ impl<H: PciHost> FrontendTask<'_, H> {
         .await?;
         match self.phase {
             _ if !is_over => {}
-            Phase::Connected => self.meet_functions().await?,
+            Phase::Connected => self.probe_functions().await?,
             // The next step does it.
             _ => self.again = None,
         }

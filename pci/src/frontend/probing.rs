@@ -25,13 +25,13 @@ impl<H: PciHost> FrontendTask<'_, H> {
         };
         self.functions.retain(there);
         self.told = None;
-        self.meet_functions().await?;
+        self.probe_functions().await?;
         self.phase = Phase::Connected;
         self.write(&[], XenbusState::Connected).await
     }
 
     /// Identifies the functions that are not known yet, and offers them to the drivers.
-    pub(super) async fn meet_functions(&mut self) -> Result<(), Error> {
+    pub(super) async fn probe_functions(&mut self) -> Result<(), Error> {
         let listed = self.list().await?;
         self.again = None;
         for one in listed.iter().filter(|one| !one.removed) {
@@ -41,7 +41,7 @@ impl<H: PciHost> FrontendTask<'_, H> {
                 .any(|known| known.shared.name == one.name);
             match one.slot {
                 _ if known => {}
-                Some(slot) => self.meet_function(one.name, slot).await,
+                Some(slot) => self.probe_function(one.name, slot).await,
                 None => log::error!("function {}: dom0's pciback does not show it", one.name),
             }
         }
@@ -87,7 +87,7 @@ impl<H: PciHost> FrontendTask<'_, H> {
     }
 
     /// Identifies a new function, and offers it to the drivers.
-    async fn meet_function(&mut self, name: FunctionName, slot: Slot) {
+    async fn probe_function(&mut self, name: FunctionName, slot: Slot) {
         let Some(channel) = &self.channel else {
             return;
         };

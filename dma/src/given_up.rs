@@ -10,7 +10,7 @@ use core::task::Poll;
 use core::time::Duration;
 use futures_util::future::OptionFuture;
 
-/// The pause before a device that was given up is started again. The log names it ([`Refusal::prospect`]).
+/// The pause before a device that was given up is started again. The log names it ([`Refusal::retry_note`]).
 const TRIED_AGAIN: Duration = Duration::from_secs(60);
 
 /// The reason why a device is given up.
@@ -30,7 +30,7 @@ impl Refusal {
     }
 
     /// Returns what the log adds to the reason.
-    pub fn prospect(&self) -> &'static str {
+    pub fn retry_note(&self) -> &'static str {
         match self.stays {
             true => "",
             false => "; it is tried again every minute",

@@ -358,7 +358,7 @@ impl<H: Hypervisor> ControllerTask<'_, H> {
         for pair in self.controller.pairs() {
             match halted {
                 true => pair.lock().die(),
-                false => pair.lock().stick(),
+                false => pair.lock().set_stuck(),
             }
         }
         if halted && let Err(error) = self.function.set_bus_mastering(false).await {

@@ -99,7 +99,7 @@ pub async fn live<H: PciHost>(
             reason: error.to_string(),
             stays: error != OperationError::TimedOut.into(),
         };
-        let (again, Refusal { reason, stays }) = (refusal.prospect(), refusal);
+        let (again, Refusal { reason, stays }) = (refusal.retry_note(), refusal);
         log::error!(
             "virtio:{}: it cannot be used: {reason}{again}",
             device.name()
@@ -362,7 +362,7 @@ impl<H: PciHost> DeviceTask<'_, H> {
         for queue in self.device.queues() {
             match halted {
                 true => queue.lock().die(),
-                false => queue.lock().stick(),
+                false => queue.lock().set_stuck(),
             }
         }
         self.listeners.drain(..).for_each(|task| task.stop());

@@ -11,7 +11,7 @@ impl<H: Hypervisor> ControllerTask<'_, H> {
     /// Gives the controller up: all requests to it fail from now on. It is started again every minute, if that may
     /// help. Returns true once it works again, and false when it is to be stopped for good.
     pub(super) async fn give_up(&mut self, refusal: Refusal) -> bool {
-        let (again, Refusal { reason, mut stays }) = (refusal.prospect(), refusal);
+        let (again, Refusal { reason, mut stays }) = (refusal.retry_note(), refusal);
         log::error!("nvme:{}: it is given up: {reason}{again}", self.name());
         self.controller.fail(reason);
         self.fail_requests();
@@ -52,7 +52,7 @@ impl<H: Hypervisor> ControllerTask<'_, H> {
             let mut pair = pair.lock();
             match pair.state() {
                 State::Quiet => pair.die(),
-                _ => pair.stick(),
+                _ => pair.set_stuck(),
             }
         }
     }

@@ -53,7 +53,7 @@ impl<H: Hypervisor> ControllerTask<'_, H> {
             EventKind::Namespaces => {
                 // Reading the log lets the controller report the next change.
                 let log = admin::get_log_page(log_page, PAGE as u32);
-                self.lenient(log).await?;
+                self.read_unused(log).await?;
                 self.look_at_namespaces().await?;
             }
             EventKind::Health => {
@@ -64,7 +64,7 @@ impl<H: Hypervisor> ControllerTask<'_, H> {
             EventKind::Error | EventKind::Other => {
                 let line = format_args!(": it reports an event: {kind:?}, log {log_page}");
                 self.tell(Level::Warn, line);
-                self.lenient(admin::get_log_page(log_page, 64)).await?;
+                self.read_unused(admin::get_log_page(log_page, 64)).await?;
             }
         }
         Ok(())
@@ -86,7 +86,7 @@ impl<H: Hypervisor> ControllerTask<'_, H> {
     }
 
     /// Reads a log whose content is not used.
-    async fn lenient(&mut self, command: Command) -> Result<(), AdminError> {
+    async fn read_unused(&mut self, command: Command) -> Result<(), AdminError> {
         match self.admin.read::<64>(command).await {
             Ok(_) | Err(AdminError::Refused { .. }) => Ok(()),
             Err(error) => Err(error),

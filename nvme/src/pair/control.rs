@@ -231,7 +231,7 @@ impl Pair {
 
     /// Gives up on a controller that may still access memory: requests that it has do not complete any more, and new
     /// ones fail.
-    pub fn stick(&mut self) {
+    pub fn set_stuck(&mut self) {
         self.state = State::Stuck;
         self.tell_all();
     }

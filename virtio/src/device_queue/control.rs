@@ -164,7 +164,7 @@ impl DeviceQueue {
 
     /// Gives up on a device that may still access memory: requests that it has do not complete any more, and new ones
     /// fail.
-    pub fn stick(&mut self) {
+    pub fn set_stuck(&mut self) {
         self.state = State::Stuck;
         self.tell_all();
     }

@@ -9,7 +9,7 @@ impl<H: PciHost> DeviceTask<'_, H> {
     /// Gives the device up: all requests to it fail from now on. It is started again every minute, if that may help.
     /// Returns true once it works again, and false when it is to be stopped for good.
     pub(super) async fn give_up(&mut self, refusal: Refusal) -> bool {
-        let (again, Refusal { reason, mut stays }) = (refusal.prospect(), refusal);
+        let (again, Refusal { reason, mut stays }) = (refusal.retry_note(), refusal);
         log::error!("virtio:{}: it is given up: {reason}{again}", self.name());
         self.device.fail(reason);
         self.fail_requests();
@@ -50,7 +50,7 @@ impl<H: PciHost> DeviceTask<'_, H> {
             let mut queue = queue.lock();
             match queue.state() {
                 State::Quiet => queue.die(),
-                _ => queue.stick(),
+                _ => queue.set_stuck(),
             }
         }
     }

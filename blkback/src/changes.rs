@@ -103,7 +103,7 @@ impl Changes {
     }
 
     /// Ends the current wait, or the next one, though all that has changed was looked at.
-    pub fn nudge(&self) {
+    pub fn end_wait(&self) {
         self.signal.raise();
     }
 

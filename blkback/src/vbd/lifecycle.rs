@@ -17,7 +17,7 @@ use super::problem::Problem;
 use super::retry::{Failure, insist};
 use super::state_machine::{Observed, Phase, Step, decide};
 use super::statistics_node::show_statistics;
-use super::teardown::{End, LAST_REQUESTS, close, finish, report, take_leave, write_error};
+use super::teardown::{End, LAST_REQUESTS, close, close_frontend, finish, report, write_error};
 use crate::changes::Changes;
 use crate::engine::{Journal, Unreleased};
 use crate::guest_log::GuestLog;
@@ -121,7 +121,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         loop {
             if self.services.closing.is_set() {
                 if self.connection.is_some() {
-                    take_leave(self.services, self.id, &self.observer).await;
+                    close_frontend(self.services, self.id, &self.observer).await;
                     self.services.handle.sleep(LAST_REQUESTS).await;
                 }
                 self.disconnect().await;

@@ -27,7 +27,7 @@ pub const LAST_REQUESTS: Duration = Duration::from_millis(20);
 
 /// The time that an ending driver domain waits for a frontend to let go of its disk. A guest that is late, on a busy
 /// host, makes requests until it has seen that its disk goes away; a request after this time is never answered.
-const FAREWELL: Duration = Duration::from_secs(5);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The time that a closed device stays visible before its directory is removed: libxl waits for the
 /// state, and calls it a failure if the directory is gone by the time it looks, which may be late on
@@ -36,8 +36,12 @@ pub const LINGER: Duration = Duration::from_millis(2500);
 
 /// Tells a connected frontend that its disk goes away, and waits until the frontend has let go of it. The
 /// frontend is served meanwhile, so that requests which it makes before it has noticed are answered too. The
-/// wait lasts for [`FAREWELL`] at most, also if the frontend cannot be told.
-pub async fn take_leave<H: Hypervisor>(services: &Services<H>, id: VbdId, observer: &Observer<H>) {
+/// wait lasts for [`CLOSE_TIMEOUT`] at most, also if the frontend cannot be told.
+pub async fn close_frontend<H: Hypervisor>(
+    services: &Services<H>,
+    id: VbdId,
+    observer: &Observer<H>,
+) {
     let (path, changed) = (id.backend_path(), observer.changes());
     let let_go = pin!(async {
         let written = loop {
@@ -71,7 +75,7 @@ pub async fn take_leave<H: Hypervisor>(services: &Services<H>, id: VbdId, observ
             select(pin!(changed.raised()), pin!(services.handle.sleep(PAUSE))).await;
         }
     });
-    let over = pin!(services.handle.sleep(FAREWELL));
+    let over = pin!(services.handle.sleep(CLOSE_TIMEOUT));
     if let Either::Right(_) = select(let_go, over).await {
         log::warn!("vbd {id}: the frontend does not let go");
     }
@@ -111,7 +115,7 @@ pub async fn close<H: Hypervisor>(
     }
     if seen.get() {
         // The disk's task has not done anything about it yet.
-        changed.nudge();
+        changed.end_wait();
     }
 }
 

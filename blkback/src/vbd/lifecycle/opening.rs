@@ -89,9 +89,9 @@ async fn open_device<H: Hypervisor>(
     owner: Owner<'_>,
 ) -> Result<Arc<dyn BlockDevice>, OpenError> {
     #[cfg(feature = "recover")]
-    returning::give_way(services, id, &config.target).await;
+    returning::wait_for_others(services, id, &config.target).await;
     #[cfg(feature = "recover")]
-    let mut patience = returning::Patience::new(services, id, &config.target);
+    let mut retry = returning::OpenRetry::new(services, id, &config.target);
     #[cfg(not(feature = "recover"))]
     let _ = id;
     loop {
@@ -99,7 +99,7 @@ async fn open_device<H: Hypervisor>(
         let opened = stores.open(&config.target, config.access, owner).await;
         #[cfg(feature = "recover")]
         if let Err(OpenError::Store(reason)) = &opened
-            && let Some(pause) = patience.pause(services, reason)
+            && let Some(pause) = retry.pause(services, reason)
         {
             pause.await;
             continue;

@@ -13,13 +13,17 @@ const RETURNS: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_millis(250);
 
 /// Waits until the disks that the boot before has served on the same kind of store have their devices.
-pub(super) async fn give_way<H: Hypervisor>(services: &Services<H>, id: VbdId, target: &str) {
+pub(super) async fn wait_for_others<H: Hypervisor>(
+    services: &Services<H>,
+    id: VbdId,
+    target: &str,
+) {
     let family = services.stores.family(target);
     services.kept_queues.turn_on(id, family).await;
 }
 
 /// The wait for the device of a disk that the boot before has served.
-pub(super) struct Patience {
+pub(super) struct OpenRetry {
     id: VbdId,
     /// The kind of store that the disk is on.
     family: &'static str,
@@ -27,10 +31,10 @@ pub(super) struct Patience {
     until: Option<Instant>,
 }
 
-impl Patience {
+impl OpenRetry {
     /// Begins to wait for the device of a disk on that target.
     pub fn new<H: Hypervisor>(services: &Services<H>, id: VbdId, target: &str) -> Self {
-        Patience {
+        OpenRetry {
             id,
             family: services.stores.family(target),
             until: None,

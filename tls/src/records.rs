@@ -22,7 +22,7 @@ const LONGEST: usize = RECORD + 1024;
 const TO_SEND: usize = 2 * LONGEST;
 
 /// The bytes that a server may send without any data in them. A handshake has less, and so has what comes between data.
-const MOST_BARREN: usize = 128 << 10;
+const MOST_WITHOUT_DATA: usize = 128 << 10;
 
 /// The records without data that a server may send after the handshake, as those that renew keys: each one costs a
 /// hundred times what its bytes say. There may be one more after each [`DATA_FOR_ONE`] bytes of data.
@@ -98,7 +98,7 @@ pub struct Records {
     /// Data that is to be sent.
     pub filled: Buffer,
     to_send: Buffer,
-    barren: usize,
+    without_data: usize,
     /// The records without data that the server may still send, once the handshake is over, and the data of which the next
     /// one is earned.
     empty_left: Option<usize>,
@@ -121,7 +121,7 @@ impl Records {
             received: Buffer::new(ARRIVED)?,
             filled: Buffer::new(RECORD)?,
             to_send: Buffer::new(TO_SEND)?,
-            barren: 0,
+            without_data: 0,
             empty_left: None,
             data: 0,
             is_over: false,
@@ -135,7 +135,7 @@ impl Records {
             return Err(TlsError::Ended(Ended::Closed));
         }
         // A whole record, or a whole message of the handshake, would have been taken out.
-        if self.arrived.is_full() || self.barren > MOST_BARREN {
+        if self.arrived.is_full() || self.without_data > MOST_WITHOUT_DATA {
             return Err(TlsError::TooLong);
         }
         let room = self.arrived.room();
@@ -147,7 +147,7 @@ impl Records {
         match self.stream.receive(&mut some) {
             Ok(bytes) => {
                 self.arrived.fill(bytes);
-                self.barren += bytes;
+                self.without_data += bytes;
                 Ok(bytes > 0)
             }
             Err(ended) => Err(TlsError::Ended(cut_off(ended))),
@@ -189,7 +189,7 @@ impl Records {
     }
 
     /// Encrypts that nothing more comes.
-    pub fn say_goodbye(&mut self) -> Result<(), TlsError> {
+    pub fn send_close_notify(&mut self) -> Result<(), TlsError> {
         while self.step(Then::Close)? == Progress::Some {}
         Ok(())
     }
@@ -211,7 +211,7 @@ impl Records {
             received,
             filled,
             to_send,
-            barren,
+            without_data,
             data: data_before,
             is_over,
             ..
@@ -243,7 +243,7 @@ impl Records {
                     received.fill(record.payload.len());
                     // A server may send application data of no bytes at all.
                     if !record.payload.is_empty() {
-                        *barren = 0;
+                        *without_data = 0;
                         given.unknown = None;
                         *data_before += record.payload.len();
                     }

@@ -72,7 +72,7 @@ impl TlsStream {
             self.pushed = false;
             if self.closes {
                 self.closes = false;
-                self.records.say_goodbye()?;
+                self.records.send_close_notify()?;
                 let sent = self.records.send_out();
                 self.records.stream.push();
                 self.records.stream.close();

@@ -19,7 +19,7 @@ const SILENT: Duration = Duration::from_secs(60);
 const FATAL_SIGNALS: &[i32] = &[4, 5, 6, 7, 8, 11];
 
 /// The words of bash and glibc about a program that such a signal ended.
-const DEATHS: &[&str] = &[
+const CRASH_WORDS: &[&str] = &[
     "Segmentation fault",
     "Illegal instruction",
     "Bus error",
@@ -35,7 +35,7 @@ const DEATHS: &[&str] = &[
 ];
 
 /// The words of dom0's kernel about such a program.
-const KERNEL_DEATHS: &[&str] = &[
+const KERNEL_CRASH_WORDS: &[&str] = &[
     " segfault at ",
     "general protection fault",
     "traps: ",
@@ -61,7 +61,7 @@ pub fn in_command(script: &str, output: &Output) -> Vec<String> {
     let mut found: Vec<String> = output
         .err
         .lines()
-        .filter(|line| DEATHS.iter().any(|death| line.contains(death)))
+        .filter(|line| CRASH_WORDS.iter().any(|death| line.contains(death)))
         .map(|line| format!("dom0: {script}: {line}"))
         .collect();
     let signal = output.status - 128;
@@ -83,7 +83,7 @@ pub struct Verdict {
 impl Verdict {
     /// Returns whether a scenario that failed with `error` may be run again: the emulation was at fault, none
     /// of our own domains failed, and there was no wrong data on a disk.
-    pub fn excuses(&self, error: &str) -> bool {
+    pub fn allows_rerun(&self, error: &str) -> bool {
         let wrong_data = WRONG_DATA.iter().any(|sign| error.contains(sign));
         !self.emulator.is_empty() && self.own.is_empty() && !wrong_data
     }
@@ -132,7 +132,7 @@ pub fn in_logs(xen: &str, dom0: &str, domains: &[KnownDomain]) -> Verdict {
     }
     let deaths = dom0
         .lines()
-        .filter(|line| KERNEL_DEATHS.iter().any(|death| line.contains(death)));
+        .filter(|line| KERNEL_CRASH_WORDS.iter().any(|death| line.contains(death)));
     verdict
         .emulator
         .extend(deaths.map(|line| format!("dom0's kernel: {}", line.trim())));
@@ -448,20 +448,23 @@ mod tests {
             emulator: emulator(),
             own: Vec::new(),
         };
-        assert!(hit.excuses("fio: io_u error on file /dev/xvda: Input/output error: read"));
+        assert!(hit.allows_rerun("fio: io_u error on file /dev/xvda: Input/output error: read"));
         for wrong in [
             "fio failed in guest:\ncrc32c: verify failed at file /dev/xvda offset 4096, length 512",
             "verify: bad magic header 0, wanted acca at file /dev/xvda",
             "- /tmp/xvdb differ: char 1, line 1",
         ] {
-            assert!(!hit.excuses(wrong), "{wrong}");
+            assert!(!hit.allows_rerun(wrong), "{wrong}");
         }
-        assert!(!Verdict::default().excuses("time is over"), "no fault seen");
+        assert!(
+            !Verdict::default().allows_rerun("time is over"),
+            "no fault seen"
+        );
         let both = Verdict {
             emulator: emulator(),
             own: vec!["storage (domain 8) crashed".to_owned()],
         };
-        assert!(!both.excuses("time is over"));
+        assert!(!both.allows_rerun("time is over"));
     }
 
     #[test]

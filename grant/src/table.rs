@@ -26,13 +26,13 @@ pub struct GrantTable<H: Hypervisor> {
 
 struct Shared<H> {
     entries: &'static [EntryV1],
-    stock: Mutex<Stock>,
+    free_entries: Mutex<FreeEntries>,
     /// Keeps the domain, whose table it is.
     _hypervisor: H,
 }
 
 /// Free entries.
-struct Stock {
+struct FreeEntries {
     /// All entries from here on were never used.
     fresh: u32,
     free: Vec<GrantRef>,
@@ -42,7 +42,7 @@ struct Stock {
     left: LeftGrants,
 }
 
-impl Stock {
+impl FreeEntries {
     /// Takes an entry back that grants nothing any more.
     fn give_back(&mut self, gref: GrantRef) {
         self.free.push(gref);
@@ -176,7 +176,7 @@ impl<H: Hypervisor> GrantTable<H> {
         };
         let shared = Shared {
             entries,
-            stock: Mutex::new(Stock {
+            free_entries: Mutex::new(FreeEntries {
                 fresh,
                 free,
                 lingering: Vec::new(),
@@ -192,20 +192,20 @@ impl<H: Hypervisor> GrantTable<H> {
     /// Ends the grants that a boot before this one has left, as far as their pages are not in use. Returns how many are
     /// left to a domain, or to all.
     pub fn end_left(&self, domain: Option<DomId>) -> usize {
-        let mut stock = self.shared.stock.lock();
-        let Stock { free, left, .. } = &mut *stock;
+        let mut free_entries = self.shared.free_entries.lock();
+        let FreeEntries { free, left, .. } = &mut *free_entries;
         left.end(|gref| self.revoke(gref), |gref| free.push(gref));
         left.count(domain)
     }
 
     /// Returns whether one of these grants to a domain is one that a boot before this one has left, and in use.
     pub fn is_left(&self, domain: DomId, grefs: &[GrantRef]) -> bool {
-        self.end_left(None) > 0 && self.shared.stock.lock().left.has(domain, grefs)
+        self.end_left(None) > 0 && self.shared.free_entries.lock().left.has(domain, grefs)
     }
 
     /// Returns how many grants a boot before this one had left when this one began.
     pub fn found_left(&self) -> usize {
-        self.shared.stock.lock().left.found()
+        self.shared.free_entries.lock().left.found()
     }
 
     /// Goes on with grants that a boot before this one has left, that their domain uses, and whose pages lie in a row: they are
@@ -224,11 +224,11 @@ impl<H: Hypervisor> GrantTable<H> {
             let flags = entry.map_or(0, |entry| entry.flags.load(Ordering::Acquire));
             EntryFlags::from_bits_retain(flags).intersects(used)
         };
-        let mut stock = self.shared.stock.lock();
+        let mut free_entries = self.shared.free_entries.lock();
         if !grefs.iter().all(is_used) {
             return None;
         }
-        let first = stock.left.keep(domain, grefs)?;
+        let first = free_entries.left.keep(domain, grefs)?;
         grants.extend(grefs.iter().map(|&gref| {
             let table = self.clone();
             let entry = Entry { gref, table };
@@ -239,8 +239,8 @@ impl<H: Hypervisor> GrantTable<H> {
 
     /// Notes that the other domain has answered all messages of before in pages that were [kept](Self::keep_left).
     pub(crate) fn drained(&self, grefs: &[GrantRef]) {
-        let mut stock = self.shared.stock.lock();
-        let Stock { free, left, .. } = &mut *stock;
+        let mut free_entries = self.shared.free_entries.lock();
+        let FreeEntries { free, left, .. } = &mut *free_entries;
         left.drained(grefs, |gref| free.push(gref));
     }
 
@@ -282,40 +282,42 @@ impl<H: Hypervisor> GrantTable<H> {
 
     /// Returns the number of entries that can be taken.
     pub fn free_entries(&self) -> usize {
-        let mut stock = self.shared.stock.lock();
-        self.reclaim(&mut stock);
-        stock.free.len()
+        let mut free_entries = self.shared.free_entries.lock();
+        self.reclaim(&mut free_entries);
+        free_entries.free.len()
             + self
                 .shared
                 .entries
                 .len()
-                .saturating_sub(stock.fresh as usize)
+                .saturating_sub(free_entries.fresh as usize)
     }
 
     fn take(&self) -> Option<GrantRef> {
-        let mut stock = self.shared.stock.lock();
-        if let Some(gref) = stock.free.pop() {
+        let mut free_entries = self.shared.free_entries.lock();
+        if let Some(gref) = free_entries.free.pop() {
             return Some(gref);
         }
-        if (stock.fresh as usize) < self.shared.entries.len() {
-            stock.fresh += 1;
-            return Some(GrantRef(stock.fresh - 1));
+        if (free_entries.fresh as usize) < self.shared.entries.len() {
+            free_entries.fresh += 1;
+            return Some(GrantRef(free_entries.fresh - 1));
         }
-        self.reclaim(&mut stock);
-        stock.free.pop()
+        self.reclaim(&mut free_entries);
+        free_entries.free.pop()
     }
 
     /// Ends the grants that were abandoned while in use and are no longer in use.
-    fn reclaim(&self, stock: &mut Stock) {
+    fn reclaim(&self, free_entries: &mut FreeEntries) {
         let mut ended = Vec::new();
-        stock.lingering.retain(|&gref| {
+        free_entries.lingering.retain(|&gref| {
             let still = !self.revoke(gref);
             if !still {
                 ended.push(gref);
             }
             still
         });
-        ended.into_iter().for_each(|gref| stock.give_back(gref));
+        ended
+            .into_iter()
+            .for_each(|gref| free_entries.give_back(gref));
     }
 
     pub(crate) fn transfer_entry(&self, gref: GrantRef) -> TransferEntry<'static> {
@@ -437,15 +439,15 @@ impl<H: Hypervisor> Drop for Entry<H> {
             self.table.end_transfer(self.gref);
         }
         let ended = self.table.revoke(self.gref);
-        let mut stock = self.table.shared.stock.lock();
+        let mut free_entries = self.table.shared.free_entries.lock();
         if ended {
-            stock.give_back(self.gref);
+            free_entries.give_back(self.gref);
         } else {
             log::warn!(
                 "grant {} is abandoned while its page is still in use",
                 self.gref
             );
-            stock.lingering.push(self.gref);
+            free_entries.lingering.push(self.gref);
         }
     }
 }

@@ -64,7 +64,7 @@ pub struct Lease {
     socket: SocketHandle,
     /// The time since which there is no address, and whether the log says so.
     since: Option<Instant>,
-    complained: bool,
+    logged: bool,
     lines: RateLimit,
 }
 
@@ -78,7 +78,7 @@ impl Lease {
         Lease {
             socket: sockets.add(socket),
             since: None,
-            complained: false,
+            logged: false,
             lines: LINES,
         }
     }
@@ -101,12 +101,12 @@ impl Lease {
     /// Notes whether there is an address.
     fn note(&mut self, has_address: bool, name: &str, now: Instant) {
         if has_address {
-            (self.since, self.complained) = (None, false);
+            (self.since, self.logged) = (None, false);
             return;
         }
         let since = *self.since.get_or_insert(now);
-        if !self.complained && now.since(since) >= LOG_AFTER {
-            self.complained = true;
+        if !self.logged && now.since(since) >= LOG_AFTER {
+            self.logged = true;
             let line = format_args!("network {name}: no DHCP server gives an address");
             self.tell(now, Level::Warn, line);
         }

@@ -2,7 +2,7 @@
 
 use bulkhead_net_testing::world::BUFFERS;
 use bulkhead_net_testing::world::World;
-use bulkhead_net_testing::{Manner, Record};
+use bulkhead_net_testing::{AnswerKind, Record};
 use bulkhead_stream::{AddressChoice, ConnectError, Endpoint};
 use futures_util::future::join;
 use std::cell::Cell;
@@ -159,7 +159,7 @@ fn a_name_server_that_is_silent_is_told_and_the_next_one_is_asked() {
     let begun = world.sim.now();
     drop(world.connect("storage:7"));
     assert!(world.sim.now().since(begun) < Duration::from_secs(1));
-    world.names.borrow_mut().manner = Manner::Silent;
+    world.names.borrow_mut().answer_kind = AnswerKind::Silent;
     let begun = world.sim.now();
     assert_eq!(
         refused(&world, "storage:7"),
@@ -277,26 +277,26 @@ fn a_name_server_that_cannot_tell_is_followed_by_the_next_one() {
 
 #[test]
 fn a_name_server_that_violates_the_protocol_gives_no_address() {
-    for manner in [
-        Manner::OtherName,
-        Manner::OtherQuestion,
-        Manner::Loop,
-        Manner::Short,
-        Manner::Cut(0),
-        Manner::Cut(11),
-        Manner::Cut(20),
-        Manner::Cut(40),
+    for answer_kind in [
+        AnswerKind::OtherName,
+        AnswerKind::OtherQuestion,
+        AnswerKind::Loop,
+        AnswerKind::Short,
+        AnswerKind::Cut(0),
+        AnswerKind::Cut(11),
+        AnswerKind::Cut(20),
+        AnswerKind::Cut(40),
     ] {
         let world = world();
         world.names.borrow_mut().set("storage", &["10.0.0.2"]);
-        world.names.borrow_mut().manner = manner;
+        world.names.borrow_mut().answer_kind = answer_kind;
         let error = refused(&world, "storage:7");
         let told = matches!(
             error,
             Some(ConnectError::NoAddress | ConnectError::NameServerSilent)
         );
-        assert!(told, "{manner:?}: {error:?}");
-        world.names.borrow_mut().manner = Manner::InOrder;
+        assert!(told, "{answer_kind:?}: {error:?}");
+        world.names.borrow_mut().answer_kind = AnswerKind::InOrder;
         drop(world.connect("storage:7"));
         world.end();
     }

@@ -64,7 +64,7 @@ pub struct Machine {
     pub kept: Kept,
     executors: Vec<RefCell<Executor<SimVcpu>>>,
     /// The test itself has broken a rule.
-    forgiven: Cell<bool>,
+    allows_violations: Cell<bool>,
 }
 
 impl Machine {
@@ -101,7 +101,7 @@ impl Machine {
             domain,
             kept,
             executors,
-            forgiven: Cell::new(false),
+            allows_violations: Cell::new(false),
         };
         machine.run();
         machine
@@ -194,8 +194,8 @@ impl Machine {
     }
 
     /// Lets the test break rules itself.
-    pub fn forgive(&self) {
-        self.forgiven.set(true);
+    pub fn allow_violations(&self) {
+        self.allows_violations.set(true);
     }
 
     /// The states of backend and frontend.
@@ -208,7 +208,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        if !std::thread::panicking() && !self.forgiven.get() {
+        if !std::thread::panicking() && !self.allows_violations.get() {
             self.sim.assert_no_violations();
         }
     }

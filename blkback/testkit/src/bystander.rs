@@ -63,7 +63,7 @@ impl<'w> Bystander<'w> {
     }
 
     /// Reads a page and checks it: the least sign of being served.
-    pub fn glance(&mut self) {
+    pub fn check_read(&mut self) {
         let read = self.frontend.read(0, 8);
         assert!(read == self.model[..read.len()], "the bystander's data");
     }

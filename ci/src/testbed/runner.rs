@@ -196,7 +196,7 @@ impl<'a> Runner<'a> {
         let error = result.err();
         let excused = error
             .as_ref()
-            .is_some_and(|error| verdict.excuses(&format!("{error:#}")));
+            .is_some_and(|error| verdict.allows_rerun(&format!("{error:#}")));
         let error = error.map(|error| explain(&error, &verdict, &logs, &dir));
         if !clean {
             self.host = None;

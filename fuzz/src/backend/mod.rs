@@ -74,7 +74,7 @@ impl Machine {
         let disks = disks.map(|(number, kind)| Disk::open(world, &ramdisk, number, kind));
         // Persistent grants: to map the bystander's pages for each input would take most of the time.
         let mut bystander = Bystander::styled(world, Style::persistent(true));
-        bystander.glance();
+        bystander.check_read();
         Machine {
             disks: disks.collect(),
             guest: HostileGuest::new(world),
@@ -98,7 +98,7 @@ impl Machine {
                     4 => self
                         .world
                         .wait(Duration::from_micros(script.number() % 2000)),
-                    5 => self.bystander.glance(),
+                    5 => self.bystander.check_read(),
                     6 => disk.answer_late(script),
                     _ => self.guest.act(script),
                 }
@@ -186,7 +186,7 @@ impl Machine {
         );
         assert_eq!(held(world), self.idle, "mappings, ports, address space");
         world.no_mistakes();
-        self.bystander.glance();
+        self.bystander.check_read();
         let own = self.disks[disk].own_bytes();
         let others = [0..own.start, own.end..self.ramdisk.len()];
         for bytes in others {

@@ -58,13 +58,13 @@ pub fn blkfront(script: &[u8]) {
     }
     while !script.is_empty() {
         match script.byte() % 20 {
-            16 => neighbour.glance(),
-            17 => bystander.glance(),
+            16 => neighbour.check_read(),
+            17 => bystander.check_read(),
             act => stage.act(act, &mut script),
         }
     }
     stage.end();
-    neighbour.glance();
+    neighbour.check_read();
     bystander.leave();
     neighbour.disk.detach();
     assert!(toolstack::request_detach(
@@ -98,7 +98,7 @@ impl<'w> Neighbour<'w> {
     }
 
     /// Reads a page of its disk, and checks it.
-    fn glance(&mut self) {
+    fn check_read(&mut self) {
         let sector = self.turn * 8 % SECTORS;
         self.turn += 1;
         self.disk.link().push_read(sector, 8);

@@ -5,7 +5,7 @@ mod changes;
 use crate::heap;
 use bulkhead_blkback_testkit::Script;
 use bulkhead_net_testing::world::{World, exchange, pattern};
-use bulkhead_net_testing::{Frame, Lease, MAC, Manner, Offered};
+use bulkhead_net_testing::{AnswerKind, Frame, Lease, MAC, Offered};
 use bulkhead_stream::{AddressChoice, ConnectError, Endpoint};
 use changes::{changed, changes, mend};
 use smoltcp::wire::Ipv4Address;
@@ -234,16 +234,16 @@ fn violate(world: &World, script: &mut Script<'_>) -> bool {
 /// Changes what the servers of DHCP and DNS answer.
 fn serve(world: &World, script: &mut Script<'_>) {
     if script.below(2) == 0 {
-        let manner = script.pick(&[
-            Manner::InOrder,
-            Manner::Silent,
-            Manner::OtherName,
-            Manner::OtherQuestion,
-            Manner::Loop,
-            Manner::Short,
-            Manner::Cut(30),
+        let answer_kind = script.pick(&[
+            AnswerKind::InOrder,
+            AnswerKind::Silent,
+            AnswerKind::OtherName,
+            AnswerKind::OtherQuestion,
+            AnswerKind::Loop,
+            AnswerKind::Short,
+            AnswerKind::Cut(30),
         ]);
-        world.names.borrow_mut().manner = manner;
+        world.names.borrow_mut().answer_kind = answer_kind;
         return;
     }
     let mut dhcp = world.dhcp.borrow_mut();
@@ -273,7 +273,7 @@ fn end(world: World, connecting: Vec<Connecting>, has_violated: bool) {
         let mut back = world.back.borrow_mut();
         (back.stalled, back.takes_queues) = (false, 8);
     }
-    world.names.borrow_mut().manner = Manner::InOrder;
+    world.names.borrow_mut().answer_kind = AnswerKind::InOrder;
     {
         let mut dhcp = world.dhcp.borrow_mut();
         (dhcp.answers, dhcp.refuses, dhcp.lease) = (true, false, Lease::default());

@@ -16,7 +16,7 @@ pub enum Record {
 
 /// The way in which the server answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Manner {
+pub enum AnswerKind {
     /// The server answers as a name server does.
     #[default]
     InOrder,
@@ -43,7 +43,7 @@ pub struct NameServer {
     /// The records of each name.
     pub records: BTreeMap<String, Vec<Record>>,
     /// The way in which it answers.
-    pub manner: Manner,
+    pub answer_kind: AnswerKind,
     /// The addresses at which it is silent.
     pub silent_at: Vec<IpAddr>,
     /// The addresses at which it answers by that response code alone.
@@ -86,7 +86,7 @@ impl NameServer {
         let (name, end) = name(question, 12);
         let kind = u16::from_be_bytes([question[end], question[end + 1]]);
         self.asked.push((name.clone(), at));
-        if self.manner == Manner::Silent || self.silent_at.contains(&at) {
+        if self.answer_kind == AnswerKind::Silent || self.silent_at.contains(&at) {
             return None;
         }
         let known = self.records.contains_key(&name);
@@ -121,15 +121,15 @@ impl NameServer {
             None => NO_SUCH_NAME,
         };
         answer[2..4].copy_from_slice(&(0x8180 | code).to_be_bytes());
-        let count = records.len() as u16 + u16::from(self.manner == Manner::Short);
+        let count = records.len() as u16 + u16::from(self.answer_kind == AnswerKind::Short);
         answer[6..8].copy_from_slice(&count.to_be_bytes());
-        if self.manner == Manner::OtherQuestion {
+        if self.answer_kind == AnswerKind::OtherQuestion {
             answer[13] ^= 1;
         }
         for (name, kind, data) in records {
-            match self.manner {
-                Manner::OtherName => answer.extend(labels("other.example")),
-                Manner::Loop => {
+            match self.answer_kind {
+                AnswerKind::OtherName => answer.extend(labels("other.example")),
+                AnswerKind::Loop => {
                     let here = 0xc000 | answer.len() as u16;
                     answer.extend(here.to_be_bytes());
                 }
@@ -139,7 +139,7 @@ impl NameServer {
             answer.extend((data.len() as u16).to_be_bytes());
             answer.extend(data);
         }
-        if let Manner::Cut(len) = self.manner {
+        if let AnswerKind::Cut(len) = self.answer_kind {
             answer.truncate(len);
         }
         Some(answer)

@@ -20,6 +20,6 @@ pub mod world;
 
 pub use datagram::Datagram;
 pub use dhcp::{DhcpServer, Lease};
-pub use dns::{Manner, NameServer, Record};
+pub use dns::{AnswerKind, NameServer, Record};
 pub use netback::{NetBack, Offered, Violation};
 pub use peer::{ADDRESS, ADDRESS6, Connection, Frame, MAC, Peer, SECOND};

@@ -262,7 +262,7 @@ impl Server {
             }
             let mut events = Vec::new();
             for watch in &connection.watches {
-                if watch.feels(&change.path, change.reach) {
+                if watch.is_of(&change.path, change.reach) {
                     events.push(watch.event(&change.path));
                 }
             }

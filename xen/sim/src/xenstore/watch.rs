@@ -23,7 +23,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub fn feels(&self, path: &str, reach: Reach) -> bool {
+    pub fn is_of(&self, path: &str, reach: Reach) -> bool {
         match reach {
             Reach::Exact => path == self.path,
             Reach::Subtree => is_below(path, &self.path),

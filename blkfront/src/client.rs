@@ -59,7 +59,7 @@ impl Entry {
 }
 
 /// One queue on a link. All of its memory is taken when it is opened.
-pub struct Client<H: Hypervisor> {
+pub struct RingClient<H: Hypervisor> {
     memory: SharedMemory<H>,
     entries: Vec<Entry>,
     free: Vec<u16>,
@@ -76,7 +76,7 @@ pub struct Client<H: Hypervisor> {
     written: Option<u64>,
 }
 
-impl<H: Hypervisor> Client<H> {
+impl<H: Hypervisor> RingClient<H> {
     /// Returns a queue of a vCPU for up to `depth` requests at a time, with data in `memory`.
     pub fn new(
         memory: SharedMemory<H>,
@@ -88,7 +88,7 @@ impl<H: Hypervisor> Client<H> {
         let bytes = depth * size_of::<u16>();
         let reserved = waiting.try_reserve_exact(depth);
         reserved.map_err(|_| OutOfMemory { bytes })?;
-        Ok(Client {
+        Ok(RingClient {
             memory,
             entries: filled(depth, |_| Entry::UNUSED)?,
             free: filled(depth, |entry| (depth - 1 - entry) as u16)?,
@@ -390,10 +390,10 @@ mod tests {
         let table = GrantTable::new(hypervisor.clone()).expect("a table");
         let pool = PagePool::new(Arc::new(hypervisor));
         let flushes = Arc::new(Flushes::default());
-        let client = || -> Client<SimVcpu> {
+        let client = || -> RingClient<SimVcpu> {
             let memory = SharedMemory::new(&pool, &table, 1).expect("memory");
             let location = Arc::new(Location::new(0, 0));
-            Client::new(memory, 1, flushes.clone(), (location, 0)).expect("memory")
+            RingClient::new(memory, 1, flushes.clone(), (location, 0)).expect("memory")
         };
         let (mut writer, mut other) = (client(), client());
         let (sector, fua) = (Sector(0), false);

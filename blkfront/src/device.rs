@@ -3,7 +3,7 @@
 
 use crate::assignment::{assign, ring_of};
 use crate::backend_nodes::Properties;
-use crate::client::Client;
+use crate::client::RingClient;
 use crate::counts::Counts;
 use crate::link::Link;
 use crate::queue::{MOST_PAGES, Queue, REQUEST_PAGES, depth_of};
@@ -201,7 +201,7 @@ impl<H: Hypervisor> Disk<H> {
     pub fn has_unflushed(&self) -> bool {
         let offered = self.properties().is_some_and(|it| it.geometry.flush);
         let mut links = self.links.iter();
-        offered && links.any(|link| link.lock().clients().iter().any(Client::has_unflushed))
+        offered && links.any(|link| link.lock().clients().iter().any(RingClient::has_unflushed))
     }
 
     /// Notes that writes that were acknowledged and are not durable may be lost. Returns whether there are any.
@@ -211,7 +211,9 @@ impl<H: Hypervisor> Disk<H> {
         }
         for link in &self.links {
             let mut link = link.lock();
-            link.clients().iter_mut().for_each(Client::lose_unflushed);
+            link.clients()
+                .iter_mut()
+                .for_each(RingClient::lose_unflushed);
         }
         true
     }

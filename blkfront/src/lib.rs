@@ -5,7 +5,7 @@
 //!   device/vbd/51712 ──► DiskTask, a task of the first vCPU: decides, connects, reconnects
 //!                          │
 //!                        Disk ── Link, one for each vCPU: a ring to the backend, if it takes that many
-//!                          │        └─ Client, one for each Queue: its requests until they are answered
+//!                          │        └─ RingClient, one for each Queue: its requests until they are answered
 //!                          │
 //!   target=vbd:xvda ──► Device ──► Queue, one for each ring of a guest's
 //! ```

@@ -9,7 +9,7 @@
 //! request is sent again on the next ring.
 
 use crate::assignment::Location;
-use crate::client::{Client, Entry};
+use crate::client::{Entry, RingClient};
 use crate::counts::Counts;
 use crate::wire::{BlkifViolation, OWN, Wire};
 use alloc::sync::Arc;
@@ -22,7 +22,7 @@ use core::task::{Context, Poll};
 /// A ring, connected or not, with the queues that use it.
 pub struct Link<H: Hypervisor> {
     wire: Option<Wire<H>>,
-    clients: Vec<Client<H>>,
+    clients: Vec<RingClient<H>>,
     /// The queue whose waiting requests get free slots of the ring first.
     turn: usize,
     /// The disk was given up.
@@ -70,7 +70,7 @@ impl<H: Hypervisor> Link<H> {
         let no_memory = |_| NotShared::NoMemory { bytes };
         // After the disk was given up, nothing is read into that memory.
         if (!self.held || self.dead)
-            && let Some(number) = self.clients.iter_mut().position(Client::is_unused)
+            && let Some(number) = self.clients.iter_mut().position(RingClient::is_unused)
         {
             let reopened = self.clients[number].reopen(vcpu, depth);
             return reopened.map(|()| number).map_err(no_memory);
@@ -80,7 +80,7 @@ impl<H: Hypervisor> Link<H> {
             memory.grant(hypervisor, *backend)?;
         }
         let location = Arc::new(Location::new(ring, self.clients.len()));
-        let client = Client::new(memory, depth, flushes.clone(), (location, vcpu));
+        let client = RingClient::new(memory, depth, flushes.clone(), (location, vcpu));
         let client = client.map_err(no_memory)?;
         let reserved = self.clients.try_reserve(1);
         reserved.map_err(|_| NotShared::NoMemory { bytes })?;
@@ -90,7 +90,7 @@ impl<H: Hypervisor> Link<H> {
 
     /// Returns the vCPU of a queue; `None` if there is no queue of that number.
     pub fn vcpu_of(&self, number: usize) -> Option<usize> {
-        self.clients.get(number).map(Client::vcpu)
+        self.clients.get(number).map(RingClient::vcpu)
     }
 
     /// Moves the queue `number` of another link here. Neither link has a ring in use; this one has the number `ring`.
@@ -100,7 +100,7 @@ impl<H: Hypervisor> Link<H> {
         other: &mut Link<H>,
         number: usize,
     ) -> Result<(), NotShared> {
-        let bytes = size_of::<Client<H>>();
+        let bytes = size_of::<RingClient<H>>();
         let reserved = self.clients.try_reserve(1);
         reserved.map_err(|_| NotShared::NoMemory { bytes })?;
         let client = other.clients.swap_remove(number);
@@ -114,7 +114,7 @@ impl<H: Hypervisor> Link<H> {
     }
 
     /// Returns a queue.
-    pub fn client(&mut self, number: usize) -> &mut Client<H> {
+    pub fn client(&mut self, number: usize) -> &mut RingClient<H> {
         &mut self.clients[number]
     }
 
@@ -248,7 +248,7 @@ impl<H: Hypervisor> Link<H> {
         }
         self.held = !all;
         if all {
-            self.clients.iter_mut().for_each(Client::wake);
+            self.clients.iter_mut().for_each(RingClient::wake);
         }
         all
     }
@@ -286,7 +286,7 @@ impl<H: Hypervisor> Link<H> {
     }
 
     /// Returns all queues.
-    pub fn clients(&mut self) -> &mut [Client<H>] {
+    pub fn clients(&mut self) -> &mut [RingClient<H>] {
         &mut self.clients
     }
 
@@ -299,7 +299,7 @@ impl<H: Hypervisor> Link<H> {
             ..wire.counts()
         };
         self.held = true;
-        self.clients.iter_mut().for_each(Client::disconnected);
+        self.clients.iter_mut().for_each(RingClient::disconnected);
         Some(wire)
     }
 
@@ -307,7 +307,7 @@ impl<H: Hypervisor> Link<H> {
     pub fn counts(&self) -> Counts {
         let mut all = self.earlier;
         all += self.wire.as_ref().map(Wire::counts).unwrap_or_default();
-        all.waiting += self.clients.iter().map(Client::waiting).sum::<u64>();
+        all.waiting += self.clients.iter().map(RingClient::waiting).sum::<u64>();
         all
     }
 

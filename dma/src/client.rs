@@ -8,7 +8,7 @@ use bulkhead_images::{IoError, QueueState, Tag};
 use core::task::Waker;
 
 /// The state of one queue.
-pub struct Client {
+pub struct QueueClient {
     /// Requests that were taken and have not completed.
     pub requests: usize,
     /// Commands that the device has.
@@ -26,17 +26,17 @@ enum SlotWait {
     Nothing,
     /// It waits for a free command.
     Waits,
-    /// Its task was woken because a command is free, and has not submitted since. `yet`: [`Client::drain`] has told it
+    /// Its task was woken because a command is free, and has not submitted since. `yet`: [`QueueClient::drain`] has told it
     /// so already.
     Told {
         yet: bool,
     },
 }
 
-impl Client {
+impl QueueClient {
     /// Returns a queue for up to `depth` requests at a time.
-    pub fn new(depth: usize) -> Result<Client, OutOfMemory> {
-        Ok(Client {
+    pub fn new(depth: usize) -> Result<QueueClient, OutOfMemory> {
+        Ok(QueueClient {
             requests: 0,
             commands: 0,
             depth,
@@ -49,7 +49,7 @@ impl Client {
 
     /// Opens it again, for another queue, after it [became unused](Self::is_unused).
     pub fn reopen(&mut self, depth: usize) -> Result<(), OutOfMemory> {
-        *self = Client::new(depth)?;
+        *self = QueueClient::new(depth)?;
         Ok(())
     }
 
@@ -177,7 +177,7 @@ impl Client {
     }
 }
 
-/// What [`Client::drain`] has found.
+/// What [`QueueClient::drain`] has found.
 pub struct Drained {
     /// There were completions, or a refused request may be submitted again.
     pub ready: bool,

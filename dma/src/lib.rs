@@ -1,7 +1,7 @@
 //! The parts that the drivers of passed-through devices (NVMe, virtio-blk) share, whatever the device's commands are.
 //!
 //! - [`DmaPages`]: pages that the device reads and writes by bus address: its queues, its lists of pages.
-//! - [`Client`]: one of the queues of guests' rings that share a queue of the device: the device's commands that it
+//! - [`QueueClient`]: one of the queues of guests' rings that share a queue of the device: the device's commands that it
 //!   uses, and its completions.
 //! - [`Devices`]: the devices of one kind, by name.
 //! - [`Watch`]: the signals by which the vCPUs that serve wake the device's task on the first vCPU.
@@ -18,7 +18,7 @@ mod given_up;
 mod pages;
 mod watch;
 
-pub use client::{Client, Drained};
+pub use client::{Drained, QueueClient};
 pub use devices::{Devices, PassedThrough, short_name};
 pub use given_up::{Refusal, leaves_before_trial};
 pub use pages::{DmaPages, NoPages, WORDS};

@@ -11,7 +11,7 @@ use core::task::Waker;
 pub const MOST_REQUESTS: usize = 512;
 
 /// A queue's part of a line. All of its memory is taken when it is opened.
-pub struct Client {
+pub struct LineClient {
     pub entries: Vec<Entry>,
     free: Vec<u16>,
     done: Vec<(Tag, Result<(), IoError>)>,
@@ -21,10 +21,10 @@ pub struct Client {
     busy: bool,
 }
 
-impl Client {
+impl LineClient {
     /// Returns a queue for up to `depth` requests at a time.
-    pub fn new(depth: usize) -> Result<Client, OutOfMemory> {
-        let mut client = Client {
+    pub fn new(depth: usize) -> Result<LineClient, OutOfMemory> {
+        let mut client = LineClient {
             entries: Vec::new(),
             free: Vec::new(),
             done: Vec::new(),

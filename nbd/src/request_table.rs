@@ -2,7 +2,7 @@
 //!
 //! The table does not know where the connection is: the line's task passes it the stream.
 
-use crate::client::Client;
+use crate::client::LineClient;
 use crate::entry::{Entry, EntryState, Work};
 use crate::fault::Fault;
 use crate::receiver::Receiver;
@@ -60,7 +60,7 @@ impl Slot {
 /// The requests of a line.
 pub struct RequestTable {
     state: State,
-    clients: Vec<Client>,
+    clients: Vec<LineClient>,
     pub(crate) unsent: VecDeque<Slot>,
     pub(crate) sender: Sender,
     pub(crate) receiver: Receiver,
@@ -107,14 +107,14 @@ impl RequestTable {
 
     /// Adds a queue for up to `depth` requests at a time, and returns its number.
     pub fn open(&mut self, depth: usize) -> Result<u16, OutOfMemory> {
-        let number = match self.clients.iter().position(Client::is_unused) {
+        let number = match self.clients.iter().position(LineClient::is_unused) {
             Some(unused) => {
                 self.clients[unused].reopen(depth)?;
                 unused
             }
             None => {
-                let client = Client::new(depth)?;
-                let bytes = size_of::<Client>();
+                let client = LineClient::new(depth)?;
+                let bytes = size_of::<LineClient>();
                 let reserved = self.clients.try_reserve(1);
                 reserved.map_err(|_| OutOfMemory { bytes })?;
                 self.clients.push(client);
@@ -144,7 +144,7 @@ impl RequestTable {
 
     /// Returns a queue.
     #[inline]
-    pub fn client(&mut self, number: u16) -> &mut Client {
+    pub fn client(&mut self, number: u16) -> &mut LineClient {
         &mut self.clients[usize::from(number)]
     }
 

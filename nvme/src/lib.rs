@@ -5,7 +5,7 @@
 //!   Function ───────► ControllerTask, a task of the first vCPU: starts, listens, resets, stops
 //!   (of crate pci)      │  └─ Admin, the admin queue
 //!                     Controller ── Pair, one for each vCPU: a queue pair
-//!                       │             └─ Client, one for each Queue: its requests until they complete
+//!                       │             └─ QueueClient, one for each Queue: its requests until they complete
 //!                     Namespace
 //!                       │
 //!   target=nvme:… ──► Device ──► Queue, one for each ring of a guest's

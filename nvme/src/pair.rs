@@ -16,8 +16,8 @@ use crate::slots::{Owner, Slots};
 use crate::splits::{Action, Blocks, Splits};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_dma::Client;
 use bulkhead_dma::NoPages;
+use bulkhead_dma::QueueClient;
 use bulkhead_dma::Watch;
 use bulkhead_grant::OutOfMemory;
 use bulkhead_images::{IoError, IoSegment, Submitted, Tag};
@@ -58,7 +58,7 @@ pub struct Pair {
     splits: Splits,
     /// The most that the controller deallocates or clears with one command.
     limits: Limits,
-    clients: Vec<Client>,
+    clients: Vec<QueueClient>,
     /// The number of clients of which a request was refused as no slot was free, and that still wait for one.
     waiting_clients: usize,
     /// The client that is offered a free slot first.
@@ -102,11 +102,11 @@ impl Pair {
 
     /// Adds a queue for up to `depth` requests at a time, and returns its number.
     pub fn open(&mut self, depth: usize) -> Result<usize, OutOfMemory> {
-        if let Some(unused) = self.clients.iter().position(Client::is_unused) {
+        if let Some(unused) = self.clients.iter().position(QueueClient::is_unused) {
             return self.clients[unused].reopen(depth).map(|()| unused);
         }
-        let client = Client::new(depth)?;
-        let bytes = size_of::<Client>();
+        let client = QueueClient::new(depth)?;
+        let bytes = size_of::<QueueClient>();
         let reserved = self.clients.try_reserve(1);
         reserved.map_err(|_| OutOfMemory { bytes })?;
         self.clients.push(client);

@@ -27,11 +27,11 @@ pub struct Identity<'a> {
 }
 
 /// The settings that connections to servers have in common.
-pub struct Client {
+pub struct TlsClient {
     config: Arc<ClientConfig>,
 }
 
-impl Client {
+impl TlsClient {
     /// Returns a client that trusts servers whose certificates were signed by one of `authorities` (PEM or DER), and
     /// that shows `identity` to servers that ask for it.
     pub fn new(
@@ -39,7 +39,7 @@ impl Client {
         identity: Option<Identity<'_>>,
         random: &'static dyn Random,
         clock: impl Clock + 'static,
-    ) -> Result<Client, ConfigError> {
+    ) -> Result<TlsClient, ConfigError> {
         let provider = Arc::new(provider(random));
         let clock = Arc::new(ClockProvider(clock));
         let verifier = Arc::new(Verifier::new(roots(authorities)?, provider.clone()));
@@ -64,7 +64,7 @@ impl Client {
         };
         // Connections are few and live long; a session that is kept is a secret that is kept.
         config.resumption = Resumption::disabled();
-        Ok(Client {
+        Ok(TlsClient {
             config: Arc::new(config),
         })
     }
@@ -99,7 +99,7 @@ impl Client {
     }
 }
 
-impl Tls for Client {
+impl Tls for TlsClient {
     fn start<'a>(&'a self, stream: Box<dyn Stream>, server: &'a str) -> StartingTls<'a> {
         Box::pin(async move {
             let started = self.connect(stream, server).await;

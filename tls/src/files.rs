@@ -1,6 +1,6 @@
 //! The files that an operator gives the driver domain: the CA's certificate, and what the domain shows of itself.
 
-use crate::client::{Client, Identity};
+use crate::client::{Identity, TlsClient};
 use crate::clock::Clock;
 use crate::error::ConfigError;
 use crate::random::Random;
@@ -114,7 +114,7 @@ impl fmt::Display for FileError {
 
 impl core::error::Error for FileError {}
 
-impl Client {
+impl TlsClient {
     /// Returns a client that trusts the authorities in one file, and that shows servers the certificate in another one,
     /// if that is there. `take` returns the content of a file of the ramdisk.
     pub fn from_files<F: AsRef<[u8]>>(
@@ -122,7 +122,7 @@ impl Client {
         mut take: impl FnMut(&str) -> Option<F>,
         random: &'static dyn Random,
         clock: impl Clock + 'static,
-    ) -> Result<Client, FileError> {
+    ) -> Result<TlsClient, FileError> {
         // All are taken before one is looked at: none of them is to stay behind.
         let [authorities, certificates, key] = names.all().map(&mut take);
         for (file, content) in names.all().iter().zip([&authorities, &certificates, &key]) {
@@ -155,7 +155,7 @@ impl Client {
             }
             (None, None) => None,
         };
-        Client::new(authorities.as_ref(), identity, random, clock).map_err(|error| {
+        TlsClient::new(authorities.as_ref(), identity, random, clock).map_err(|error| {
             let file = match &error {
                 ConfigError::NoAuthority | ConfigError::Authority(_) => names.authorities.name,
                 ConfigError::Certificate(_) => names.certificates.name,

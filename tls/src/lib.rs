@@ -6,7 +6,7 @@
 //!                                               rustls ─► provider/: RustCrypto
 //! ```
 //!
-//! [`Client`] knows the authorities that are trusted and what the domain shows of itself. It is the client's side of
+//! [`TlsClient`] knows the authorities that are trusted and what the domain shows of itself. It is the client's side of
 //! TLS 1.2 and 1.3, without sessions that are resumed. Random numbers come from the caller's [`Random`], and the time by
 //! which certificates are judged from its [`Clock`]: nothing here reaches an operating system.
 //!
@@ -16,7 +16,7 @@
 //! memory, which is taken when it begins; besides, rustls allocates for each record, and for the chain of certificates
 //! during the handshake, which may be as long as 32 KiB.
 //!
-//! Read next: [`Client::connect`]; `records.rs`, where bytes become records and data; `verifier.rs`, who
+//! Read next: [`TlsClient::connect`]; `records.rs`, where bytes become records and data; `verifier.rs`, who
 //! judges servers.
 
 #![no_std]
@@ -37,7 +37,7 @@ mod records;
 mod stream;
 mod verifier;
 
-pub use client::{Client, Identity};
+pub use client::{Identity, TlsClient};
 pub use clock::{Clock, Date};
 pub use error::{ConfigError, TlsError};
 pub use files::{FileError, FileNames};

@@ -5,14 +5,14 @@ use crate::world::{
     Authority, Certified, HostRandom, NAME, NOW, Server, Settings, Stopped, VERSIONS, Wire, client,
     connect,
 };
-use bulkhead_tls::{Client, ConfigError, Identity, NoRandomness, Random, TlsError};
+use bulkhead_tls::{ConfigError, Identity, NoRandomness, Random, TlsClient, TlsError};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, date_time_ymd,
 };
 
 /// Returns why a server of that certificate is refused, in both versions of TLS; the server learns of it.
-fn refusal(client: &Client, certified: &Certified, name: &str) -> String {
+fn refusal(client: &TlsClient, certified: &Certified, name: &str) -> String {
     let [old, new] = VERSIONS.map(|versions| {
         let wire = Wire::new(4096);
         let mut settings = Settings::new(certified.clone());
@@ -305,11 +305,11 @@ fn without_time_or_random_numbers_there_is_no_tls() {
     let pem = authority.pem();
     for (client, error) in [
         (
-            Client::new(pem.as_bytes(), None, &HostRandom, Stopped(None)),
+            TlsClient::new(pem.as_bytes(), None, &HostRandom, Stopped(None)),
             TlsError::NoTime,
         ),
         (
-            Client::new(pem.as_bytes(), None, &Broken, Stopped(Some(NOW))),
+            TlsClient::new(pem.as_bytes(), None, &Broken, Stopped(Some(NOW))),
             TlsError::NoRandomness,
         ),
     ] {
@@ -331,7 +331,7 @@ fn files_that_cannot_be_used_are_named() {
             certificates: certificates.as_bytes(),
             key: key.as_bytes(),
         });
-        let client = Client::new(
+        let client = TlsClient::new(
             authorities.as_bytes(),
             identity,
             &HostRandom,

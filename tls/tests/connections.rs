@@ -4,7 +4,7 @@ use crate::rsa_keys;
 use crate::world::{
     Authority, NAME, NEW, OLD, Server, Settings, VERSIONS, Wire, client, connect, echo, take, turns,
 };
-use bulkhead_tls::Client;
+use bulkhead_tls::TlsClient;
 use rcgen::KeyPair;
 use rustls::crypto::ring;
 use rustls::{NamedGroup, ProtocolVersion};
@@ -19,7 +19,7 @@ fn data(len: usize) -> Vec<u8> {
     (0..len).map(|_| next()).collect()
 }
 
-fn goes(client: &Client, settings: Settings, piece: usize, len: usize) -> Server {
+fn goes(client: &TlsClient, settings: Settings, piece: usize, len: usize) -> Server {
     let wire = Wire::new(piece);
     let mut server = Server::new(settings, &wire);
     let mut stream = connect(client, &mut server, NAME).expect("it connects");

@@ -4,7 +4,7 @@ use crate::rsa_keys;
 use crate::world::{
     Authority, HostRandom, NAME, NOW, Server, Settings, Stopped, Wire, connect, echo,
 };
-use bulkhead_tls::{Client, FileNames};
+use bulkhead_tls::{FileNames, TlsClient};
 use rcgen::KeyPair;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -13,10 +13,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 type Files = Vec<(&'static str, Vec<u8>)>;
 
 /// Makes a client of files and of words on the command line.
-fn client(files: &Files, line: &[(&str, &'static str)]) -> Result<Client, String> {
+fn client(files: &Files, line: &[(&str, &'static str)]) -> Result<TlsClient, String> {
     let names = FileNames::parse(|key| line.iter().find(|it| it.0 == key).map(|it| it.1));
     let take = |name: &str| files.iter().find(|file| file.0 == name).map(|file| &file.1);
-    let client = Client::from_files(&names, take, &HostRandom, Stopped(Some(NOW)));
+    let client = TlsClient::from_files(&names, take, &HostRandom, Stopped(Some(NOW)));
     client.map_err(|error| error.to_string())
 }
 
@@ -25,7 +25,7 @@ fn refusal(files: &Files, line: &[(&str, &'static str)]) -> String {
 }
 
 /// Connects to a server that wants a certificate of the authority's, and sends a word there and back.
-fn talks(client: &Client, authority: &Authority) {
+fn talks(client: &TlsClient, authority: &Authority) {
     let wire = Wire::new(4096);
     let mut settings = Settings::new(authority.server());
     settings.clients = Some(authority.pem());
@@ -170,6 +170,6 @@ fn every_file_is_taken_whatever_is_wrong_with_another() {
         taken.push(name.to_string());
         None::<Vec<u8>>
     };
-    assert!(Client::from_files(&names, take, &HostRandom, Stopped(None)).is_err());
+    assert!(TlsClient::from_files(&names, take, &HostRandom, Stopped(None)).is_err());
     assert_eq!(taken, names.all());
 }

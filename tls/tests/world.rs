@@ -1,7 +1,7 @@
 //! An authority, a server, and the wire between it and a client.
 
 use bulkhead_stream::{Ended, Stream};
-use bulkhead_tls::{Client, Clock, Identity, NoRandomness, Random, TlsError};
+use bulkhead_tls::{Clock, Identity, NoRandomness, Random, TlsClient, TlsError};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair, KeyUsagePurpose, date_time_ymd,
@@ -326,17 +326,17 @@ impl Clock for Stopped {
     }
 }
 
-pub fn client(authority: &Authority) -> Client {
+pub fn client(authority: &Authority) -> TlsClient {
     client_with(authority, None)
 }
 
-pub fn client_with(authority: &Authority, identity: Option<&Certified>) -> Client {
+pub fn client_with(authority: &Authority, identity: Option<&Certified>) -> TlsClient {
     let identity = identity.map(|certified| Identity {
         certificates: certified.certificate.as_bytes(),
         key: certified.key.as_bytes(),
     });
     let authority = authority.pem();
-    Client::new(
+    TlsClient::new(
         authority.as_bytes(),
         identity,
         &HostRandom,
@@ -390,7 +390,7 @@ impl Wake for Woken {
 
 /// Connects a client to a server.
 pub fn connect(
-    client: &Client,
+    client: &TlsClient,
     server: &mut Server,
     name: &str,
 ) -> Result<Box<dyn Stream>, TlsError> {

@@ -13,7 +13,7 @@ use crate::slots::{Chain, Range, Request, Slot, Slots, indirect};
 use crate::transport::{Doorbell, Transport};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_dma::{Client, NoPages, Watch};
+use bulkhead_dma::{NoPages, QueueClient, Watch};
 use bulkhead_grant::OutOfMemory;
 use bulkhead_images::{IoError, IoSegment, Submitted, Tag};
 use bulkhead_xen::DmaMemory;
@@ -49,7 +49,7 @@ pub struct DeviceQueue {
     /// The number of descriptors in the queue's own table that each chain has; `None` if chains are in indirect tables,
     /// and have one there.
     direct: Option<usize>,
-    clients: Vec<Client>,
+    clients: Vec<QueueClient>,
     /// The number of clients of which a request was refused as no slot was free, and that still wait for one.
     waiting_clients: usize,
     /// The client that is offered a free slot first.
@@ -105,11 +105,11 @@ impl DeviceQueue {
 
     /// Adds a queue for up to `depth` requests at a time, and returns its number.
     pub fn open(&mut self, depth: usize) -> Result<usize, OutOfMemory> {
-        if let Some(unused) = self.clients.iter().position(Client::is_unused) {
+        if let Some(unused) = self.clients.iter().position(QueueClient::is_unused) {
             return self.clients[unused].reopen(depth).map(|()| unused);
         }
-        let client = Client::new(depth)?;
-        let bytes = size_of::<Client>();
+        let client = QueueClient::new(depth)?;
+        let bytes = size_of::<QueueClient>();
         let reserved = self.clients.try_reserve(1);
         reserved.map_err(|_| OutOfMemory { bytes })?;
         self.clients.push(client);

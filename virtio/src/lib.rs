@@ -6,7 +6,7 @@
 //!   Function ───────► DeviceTask, a task of the first vCPU: starts, listens, resets, stops
 //!   (of crate pci)      │  └─ Transport, the registers
 //!                     Device ── DeviceQueue, one for each vCPU: a split queue
-//!                       │         └─ Client, one for each Queue: its requests until they complete
+//!                       │         └─ QueueClient, one for each Queue: its requests until they complete
 //!   target=virtio:… ──► Disk ──► Queue, one for each ring of a guest's
 //! ```
 //!

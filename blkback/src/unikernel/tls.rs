@@ -6,7 +6,7 @@ use alloc::string::ToString;
 use bulkhead_images::Catalog;
 use bulkhead_kernel::command_line::value;
 use bulkhead_kernel::{Hypercalls, random};
-use bulkhead_tls::{Client, Clock, FileNames, NoRandomness, Random};
+use bulkhead_tls::{Clock, FileNames, NoRandomness, Random, TlsClient};
 use core::time::Duration;
 
 /// The keys on the command line.
@@ -37,7 +37,7 @@ impl Clock for WallClock {
 pub fn tls(line: &'static str, catalog: &mut Catalog) -> TlsOrReason {
     let names = FileNames::parse(|key| value(line, key));
     let take = |name: &str| catalog.take_file(name);
-    let client = Client::from_files(&names, take, &Processor, WallClock);
+    let client = TlsClient::from_files(&names, take, &Processor, WallClock);
     let client = match (catalog.damage(), random::start_random()) {
         (Some(damage), _) => Err(alloc::format!("the ramdisk cannot be read: {damage}")),
         (None, Err(fault)) => Err(fault.to_string()),

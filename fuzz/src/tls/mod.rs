@@ -10,7 +10,7 @@ pub use seeds::seeds;
 
 use crate::heap;
 use bulkhead_stream::{Ended, Stream};
-use bulkhead_tls::{Client, Clock, NoRandomness, Random, TlsError};
+use bulkhead_tls::{Clock, NoRandomness, Random, TlsClient, TlsError};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -117,9 +117,9 @@ static AUTHORITY: LazyLock<CertifiedIssuer<'static, KeyPair>> = LazyLock::new(||
     CertifiedIssuer::self_signed(params, key).expect("an authority")
 });
 
-static CLIENT: LazyLock<Client> = LazyLock::new(|| {
+static CLIENT: LazyLock<TlsClient> = LazyLock::new(|| {
     let authority = AUTHORITY.pem();
-    Client::new(authority.as_bytes(), None, &Same, Stopped).expect("a client")
+    TlsClient::new(authority.as_bytes(), None, &Same, Stopped).expect("a client")
 });
 
 /// Fuzzes the TLS client. The input is a byte that chooses the size of the pieces, then the bytes that the server

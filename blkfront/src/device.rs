@@ -6,7 +6,7 @@ use crate::backend_nodes::Properties;
 use crate::client::RingClient;
 use crate::counts::Counts;
 use crate::link::Link;
-use crate::queue::{MOST_PAGES, Queue, REQUEST_PAGES, depth_of};
+use crate::queue::{MOST_PAGES, REQUEST_PAGES, VbdQueue, depth_of};
 use crate::wire::BlkifViolation;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -247,9 +247,9 @@ impl<H: Hypervisor> Disk<H> {
         access: Access,
         shared: bool,
         owner: &str,
-    ) -> Result<Device<H>, InUse> {
+    ) -> Result<VbdDevice<H>, InUse> {
         let claim = self.claims.take(access, shared, owner)?;
-        Ok(Device(Arc::new(Opened {
+        Ok(VbdDevice(Arc::new(OpenedVbd {
             watcher: self.resized.lock().number(),
             disk: self.clone(),
             access,
@@ -260,7 +260,7 @@ impl<H: Hypervisor> Disk<H> {
 }
 
 /// A guest's claim on a disk. The claim lasts until this value and all queues are dropped.
-pub struct Opened<H: Hypervisor> {
+pub struct OpenedVbd<H: Hypervisor> {
     disk: Arc<Disk<H>>,
     access: Access,
     claim: Option<Claim>,
@@ -269,7 +269,7 @@ pub struct Opened<H: Hypervisor> {
     geometry: Option<Geometry>,
 }
 
-impl<H: Hypervisor> Opened<H> {
+impl<H: Hypervisor> OpenedVbd<H> {
     /// Returns the disk.
     #[inline]
     pub fn disk(&self) -> &Disk<H> {
@@ -307,7 +307,7 @@ impl<H: Hypervisor> Opened<H> {
     }
 }
 
-impl<H: Hypervisor> Drop for Opened<H> {
+impl<H: Hypervisor> Drop for OpenedVbd<H> {
     fn drop(&mut self) {
         self.disk.resized.lock().forget(self.watcher);
         drop(self.claim.take());
@@ -324,10 +324,10 @@ fn queue_pages(queues: usize) -> usize {
 }
 
 /// A disk of our own, as a block device.
-pub struct Device<H: Hypervisor>(Arc<Opened<H>>);
+pub struct VbdDevice<H: Hypervisor>(Arc<OpenedVbd<H>>);
 
-impl<H: Hypervisor> Device<H> {
-    fn queue(&self, context: &QueueContext) -> Result<Queue<H>, NotShared> {
+impl<H: Hypervisor> VbdDevice<H> {
+    fn queue(&self, context: &QueueContext) -> Result<VbdQueue<H>, NotShared> {
         let opened = &self.0;
         let disk = &opened.disk;
         let vcpu = context.vcpu.0 as usize;
@@ -349,12 +349,12 @@ impl<H: Hypervisor> Device<H> {
         let memory = client.memory();
         let memory = (memory.base(), memory.pages());
         drop(link);
-        let queue = Queue::new(opened.clone(), location, memory, depth);
+        let queue = VbdQueue::new(opened.clone(), location, memory, depth);
         queue.map_err(|no| NotShared::NoMemory { bytes: no.bytes })
     }
 }
 
-impl<H: Hypervisor> BlockDevice for Device<H> {
+impl<H: Hypervisor> BlockDevice for VbdDevice<H> {
     fn geometry(&self) -> Geometry {
         let unknown = Geometry {
             sectors: Sector(0),

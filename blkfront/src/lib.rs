@@ -5,9 +5,9 @@
 //!   device/vbd/51712 ──► DiskTask, a task of the first vCPU: decides, connects, reconnects
 //!                          │
 //!                        Disk ── Link, one for each vCPU: a ring to the backend, if it takes that many
-//!                          │        └─ RingClient, one for each Queue: its requests until they are answered
+//!                          │        └─ RingClient, one for each VbdQueue: its requests until they are answered
 //!                          │
-//!   target=vbd:xvda ──► Device ──► Queue, one for each ring of a guest's
+//!   target=vbd:xvda ──► VbdDevice ──► VbdQueue, one for each ring of a guest's
 //! ```
 //!
 //! A guest's data goes through pages of the queue's own, granted to the backend once for each connection.
@@ -18,7 +18,7 @@
 //! a hostile guest, and so is every response. If a backend lies, the guests that use its disk lose that disk, and
 //! nothing else happens to them or to other guests.
 //!
-//! Read next: [`decide`], the state machine; [`Link`], a ring and its queues; [`Queue`], the data.
+//! Read next: [`decide`], the state machine; [`Link`], a ring and its queues; [`VbdQueue`], the data.
 
 #![no_std]
 #![deny(unsafe_code)]
@@ -43,10 +43,10 @@ mod store;
 mod wire;
 
 pub use counts::Counts;
-pub use device::{Device, Disk};
+pub use device::{Disk, VbdDevice};
 pub use frontends::Frontends;
 pub use link::Link;
-pub use queue::{Queue, UNSENT_TIMEOUT};
+pub use queue::{UNSENT_TIMEOUT, VbdQueue};
 pub use state_machine::{Observed, Phase, Step, decide};
 pub use store::vbd_store;
 pub use wire::BlkifViolation;

@@ -2,7 +2,7 @@
 //! as the connection lasts.
 
 use crate::assignment::Location;
-use crate::device::Opened;
+use crate::device::OpenedVbd;
 use crate::free_pages::FreePages;
 use crate::link::Link;
 use crate::wire::BlkifViolation;
@@ -45,8 +45,8 @@ struct Staged {
 }
 
 /// A queue of a disk.
-pub struct Queue<H: Hypervisor> {
-    opened: Arc<Opened<H>>,
+pub struct VbdQueue<H: Hypervisor> {
+    opened: Arc<OpenedVbd<H>>,
     location: Arc<Location>,
     base: NonNull<u8>,
     /// The pages of the memory that no request uses.
@@ -67,16 +67,16 @@ pub fn depth_of(depth: usize, pages: usize) -> usize {
     depth.min(pages + WITHOUT_DATA).max(1)
 }
 
-impl<H: Hypervisor> Queue<H> {
+impl<H: Hypervisor> VbdQueue<H> {
     /// Returns the queue of the client at `location`, whose memory is the `pages` pages from `base` on.
     pub fn new(
-        opened: Arc<Opened<H>>,
+        opened: Arc<OpenedVbd<H>>,
         location: Arc<Location>,
         (base, pages): (NonNull<u8>, usize),
         depth: usize,
     ) -> Result<Self, OutOfMemory> {
         debug_assert!(pages <= MOST_PAGES);
-        Ok(Queue {
+        Ok(VbdQueue {
             opened,
             location,
             base,
@@ -186,7 +186,7 @@ impl<H: Hypervisor> Queue<H> {
     }
 }
 
-impl<H: Hypervisor> IoQueue for Queue<H> {
+impl<H: Hypervisor> IoQueue for VbdQueue<H> {
     fn caps(&self) -> Caps {
         Caps {
             depth: self.depth,
@@ -292,7 +292,7 @@ impl<H: Hypervisor> IoQueue for Queue<H> {
     }
 }
 
-impl<H: Hypervisor> Drop for Queue<H> {
+impl<H: Hypervisor> Drop for VbdQueue<H> {
     fn drop(&mut self) {
         self.close();
     }

@@ -3,7 +3,7 @@
 use crate::line::{Counts, Line};
 use crate::name::ExportName;
 use crate::properties::Properties;
-use crate::queue::Queue;
+use crate::queue::ExportQueue;
 use crate::wire::TransmissionFlags;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -228,12 +228,12 @@ impl Export {
 }
 
 /// An export that a disk has opened.
-pub struct Opened {
+pub struct OpenedExport {
     pub export: Arc<Export>,
     pub properties: Properties,
 }
 
-impl Drop for Opened {
+impl Drop for OpenedExport {
     fn drop(&mut self) {
         self.export.users.fetch_sub(1, Ordering::AcqRel);
         self.export.changed();
@@ -241,17 +241,17 @@ impl Drop for Opened {
 }
 
 /// An export as a block device.
-pub struct Device(Arc<Opened>);
+pub struct ExportDevice(Arc<OpenedExport>);
 
-impl Device {
+impl ExportDevice {
     /// Opens an export that was found.
-    pub fn new(export: Arc<Export>, properties: Properties) -> Device {
+    pub fn new(export: Arc<Export>, properties: Properties) -> ExportDevice {
         export.users.fetch_add(1, Ordering::AcqRel);
-        Device(Arc::new(Opened { export, properties }))
+        ExportDevice(Arc::new(OpenedExport { export, properties }))
     }
 }
 
-impl BlockDevice for Device {
+impl BlockDevice for ExportDevice {
     fn geometry(&self) -> Geometry {
         self.0.properties.geometry()
     }
@@ -264,7 +264,7 @@ impl BlockDevice for Device {
         if let Some(reason) = self.0.export.failure() {
             return not_opened(OpenQueueError::Failed(reason.to_string()));
         }
-        match Queue::new(self.0.clone(), context) {
+        match ExportQueue::new(self.0.clone(), context) {
             Ok(queue) => opened(queue),
             Err(no) => not_opened(OpenQueueError::NoMemory { bytes: no.bytes }),
         }

@@ -2,13 +2,13 @@
 //! `target=nbd:10.0.0.2:10809/root-alice`.
 //!
 //! ```text
-//!   target=nbd:… ──► Device ──► Queue, one for each ring of a guest's
-//!                      │          │ requests, with the guest's pages
-//!                    Export ─── Line, one connection to the server: its requests until they are answered
-//!                                 │
+//!   target=nbd:… ──► ExportDevice ──► ExportQueue, one for each ring of a guest's
+//!                      │                │ requests, with the guest's pages
+//!                    Export ───────── Line, one connection to the server: its requests until they are answered
+//!                                       │
 //!   lifecycle.rs: a task for each line, on the network's vCPU: connects, negotiates, sends, receives, connects again
-//!                                 │
-//!                             dyn Stream (of crate stream)
+//!                                       │
+//!                                   dyn Stream (of crate stream)
 //! ```
 //!
 //! A byte is copied once: from the stream's buffer into the guest's page, or back. Nothing is allocated while requests

@@ -2,7 +2,7 @@
 
 use crate::client::MOST_REQUESTS;
 use crate::entry::Work;
-use crate::export::Opened;
+use crate::export::OpenedExport;
 use crate::line::Line;
 use crate::segments::MOST as MOST_SEGMENTS;
 use crate::wire::{CommandKind, TransmissionFlags};
@@ -14,20 +14,23 @@ use bulkhead_images::{
 use core::task::{Context, Poll};
 
 /// A queue of an export.
-pub struct Queue {
-    opened: Arc<Opened>,
+pub struct ExportQueue {
+    opened: Arc<OpenedExport>,
     line: usize,
     client: u16,
     caps: Caps,
 }
 
-impl Queue {
+impl ExportQueue {
     /// Opens a queue on the vCPU that calls this.
-    pub fn new(opened: Arc<Opened>, context: &QueueContext) -> Result<Queue, OutOfMemory> {
+    pub fn new(
+        opened: Arc<OpenedExport>,
+        context: &QueueContext,
+    ) -> Result<ExportQueue, OutOfMemory> {
         let line = opened.export.line_for(context.vcpu);
         let depth = context.depth.clamp(1, MOST_REQUESTS);
         let client = opened.export.line(line).table().open(depth)?;
-        Ok(Queue {
+        Ok(ExportQueue {
             line,
             client,
             caps: Caps {
@@ -107,7 +110,7 @@ impl Queue {
     }
 }
 
-impl IoQueue for Queue {
+impl IoQueue for ExportQueue {
     fn caps(&self) -> Caps {
         self.caps
     }
@@ -157,7 +160,7 @@ impl IoQueue for Queue {
     }
 }
 
-impl Drop for Queue {
+impl Drop for ExportQueue {
     fn drop(&mut self) {
         self.line().table().release(self.client);
     }

@@ -1,6 +1,6 @@
 //! The stores `nbd:` and `nbds:`, which serve exports and volumes on them.
 
-use crate::export::Device;
+use crate::export::ExportDevice;
 use crate::exports::Exports;
 use crate::name::{ExportName, abridged};
 use alloc::boxed::Box;
@@ -118,7 +118,7 @@ impl<H: Hypervisor> Disks for ServedExports<H> {
                 abridged(&other)
             ));
         }
-        Ok(Arc::new(Device::new(export, properties)))
+        Ok(Arc::new(ExportDevice::new(export, properties)))
     }
 }
 

@@ -48,7 +48,7 @@ pub fn domain_time(time: Instant) -> bulkhead_xen::Instant {
 }
 
 /// A network device: connected or not.
-pub struct Device<H: Hypervisor> {
+pub struct NetDevice<H: Hypervisor> {
     /// The rings, while there is a backend.
     pub rings: Option<Rings<H>>,
     /// The features of the backend.
@@ -64,10 +64,10 @@ pub struct Device<H: Hypervisor> {
     counts: Counts,
 }
 
-impl<H: Hypervisor> Device<H> {
+impl<H: Hypervisor> NetDevice<H> {
     /// Returns a device without a backend.
     pub fn new() -> Self {
-        Device {
+        NetDevice {
             rings: None,
             offer: Offer::default(),
             violation: None,
@@ -179,7 +179,7 @@ impl<H: Hypervisor> Device<H> {
     }
 }
 
-impl<H: Hypervisor> smoltcp::phy::Device for Device<H> {
+impl<H: Hypervisor> smoltcp::phy::Device for NetDevice<H> {
     type RxToken<'a> = RxToken<'a>;
     type TxToken<'a> = TxToken<'a, H>;
 

@@ -1,6 +1,6 @@
 //! An interface: the stack above its device, the sockets, and the task that runs them.
 
-use crate::device::{Counts, Device, domain_time};
+use crate::device::{Counts, NetDevice, domain_time};
 use crate::lease::{DhcpAnswers, Lease};
 use crate::neighbours::{Neighbours, next_hop};
 use crate::settings::Settings;
@@ -47,7 +47,7 @@ pub struct Interface<H: Hypervisor> {
 
 /// The state that the task and the users of an interface share.
 pub(crate) struct State<H: Hypervisor> {
-    pub(crate) device: Device<H>,
+    pub(crate) device: NetDevice<H>,
     /// The stack, made when the first backend connects.
     pub(crate) stack: Option<Stack>,
     pub(crate) sockets: SocketSet<'static>,
@@ -94,7 +94,7 @@ impl<H: Hypervisor> Interface<H> {
             handle: handle.clone(),
             random,
             state: RefCell::new(State {
-                device: Device::new(),
+                device: NetDevice::new(),
                 stack: None,
                 sockets,
                 first_name_server: None,

@@ -5,7 +5,7 @@
 //!   device/vif/0 ──► InterfaceTask, a task of the first vCPU: decides, connects, reconnects
 //!                      │
 //!                    Interface, and its task ── smoltcp's stack and sockets
-//!                      │        └─ Device ── Rings: packets to and from the backend
+//!                      │        └─ NetDevice ── Rings: packets to and from the backend
 //!                      │
 //!   a store ─► Interfaces, a Network ─► TcpStream, a Stream: the socket's own buffers, lent
 //! ```

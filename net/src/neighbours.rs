@@ -5,7 +5,7 @@
 //! on over a backend that was restarted. So each host is asked for here as well, at once; the stack takes the answers,
 //! and sends what waits for them.
 
-use crate::device::{Device, domain_time};
+use crate::device::{NetDevice, domain_time};
 use alloc::vec::Vec;
 use bulkhead_xen::{Hypervisor, Instant};
 use core::time::Duration;
@@ -200,7 +200,7 @@ impl Question {
     }
 }
 
-impl<H: Hypervisor> Device<H> {
+impl<H: Hypervisor> NetDevice<H> {
     /// Sends the questions that are due, if there is room for them.
     pub fn ask_for_hosts(&mut self, stack: &Stack, now: smoltcp::time::Instant) {
         let HardwareAddress::Ethernet(mac) = stack.hardware_addr();

@@ -5,10 +5,10 @@
 //!   Function ───────► ControllerTask, a task of the first vCPU: starts, listens, resets, stops
 //!   (of crate pci)      │  └─ Admin, the admin queue
 //!                     Controller ── Pair, one for each vCPU: a queue pair
-//!                       │             └─ QueueClient, one for each Queue: its requests until they complete
+//!                       │             └─ QueueClient, one for each NamespaceQueue: its requests until they complete
 //!                     Namespace
 //!                       │
-//!   target=nvme:… ──► Device ──► Queue, one for each ring of a guest's
+//!   target=nvme:… ──► NamespaceDevice ──► NamespaceQueue, one for each ring of a guest's
 //! ```
 //!
 //! The controller reads and writes guests' pages itself: a command names them by their bus addresses, as physical

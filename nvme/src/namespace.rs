@@ -2,7 +2,7 @@
 
 use crate::command::{ControllerData, NamespaceData, NamespaceId};
 use crate::controller::Controller;
-use crate::queue::Queue;
+use crate::queue::NamespaceQueue;
 use crate::splits::Action;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -124,14 +124,14 @@ impl Namespace {
 }
 
 /// A user's claim on a namespace, shared by the user's queues.
-pub struct Opened {
+pub struct OpenedNamespace {
     pub controller: Arc<Controller>,
     pub namespace: Arc<Namespace>,
     pub access: Access,
     watcher: u64,
 }
 
-impl Drop for Opened {
+impl Drop for OpenedNamespace {
     fn drop(&mut self) {
         let namespace = &self.namespace;
         namespace.changed.lock().forget(self.watcher);
@@ -142,14 +142,14 @@ impl Drop for Opened {
 }
 
 /// A namespace as a block device.
-pub struct Device(Arc<Opened>);
+pub struct NamespaceDevice(Arc<OpenedNamespace>);
 
-impl Device {
+impl NamespaceDevice {
     /// Opens a namespace for reading and, unless it is write-protected, writing.
-    pub fn new(controller: Arc<Controller>, namespace: Arc<Namespace>) -> Device {
+    pub fn new(controller: Arc<Controller>, namespace: Arc<Namespace>) -> NamespaceDevice {
         namespace.users.fetch_add(1, Ordering::AcqRel);
         let watcher = namespace.changed.lock().number();
-        Device(Arc::new(Opened {
+        NamespaceDevice(Arc::new(OpenedNamespace {
             watcher,
             access: match namespace.is_read_only() {
                 true => Access::ReadOnly,
@@ -161,9 +161,9 @@ impl Device {
     }
 }
 
-impl BlockDevice for Device {
+impl BlockDevice for NamespaceDevice {
     fn geometry(&self) -> Geometry {
-        let Opened {
+        let OpenedNamespace {
             namespace, access, ..
         } = &*self.0;
         let read_only = *access == Access::ReadOnly;
@@ -185,7 +185,7 @@ impl BlockDevice for Device {
     }
 
     fn open_queue<'a>(&'a self, context: &QueueContext) -> OpenQueue<'a> {
-        match Queue::open(&self.0, context) {
+        match NamespaceQueue::open(&self.0, context) {
             Ok(queue) => opened(queue),
             Err(error) => not_opened(error),
         }
@@ -196,14 +196,17 @@ impl BlockDevice for Device {
     }
 }
 
-impl Queue {
-    fn open(opened: &Arc<Opened>, context: &QueueContext) -> Result<Queue, OpenQueueError> {
+impl NamespaceQueue {
+    fn open(
+        opened: &Arc<OpenedNamespace>,
+        context: &QueueContext,
+    ) -> Result<NamespaceQueue, OpenQueueError> {
         if let Some(reason) = opened.namespace.failure() {
             return Err(OpenQueueError::Failed(reason.to_string()));
         }
         if let Some(reason) = opened.controller.failure() {
             return Err(OpenQueueError::Failed(reason.to_string()));
         }
-        Queue::new(opened.clone(), context)
+        NamespaceQueue::new(opened.clone(), context)
     }
 }

@@ -1,7 +1,7 @@
 //! The queue that serves one ring of a guest's: turns the guest's requests into commands on a queue pair.
 
 use crate::command::Lba;
-use crate::namespace::Opened;
+use crate::namespace::OpenedNamespace;
 use crate::pair::Pair;
 use crate::splits::{Action, Blocks, SEGMENTS};
 use alloc::string::ToString;
@@ -15,17 +15,20 @@ use core::task::{Context, Poll};
 use spin::MutexGuard;
 
 /// A queue of a namespace.
-pub struct Queue {
-    opened: Arc<Opened>,
+pub struct NamespaceQueue {
+    opened: Arc<OpenedNamespace>,
     pair: usize,
     client: usize,
     caps: Caps,
     shift: u32,
 }
 
-impl Queue {
+impl NamespaceQueue {
     /// Opens a queue on the pair of the vCPU in `context`; vCPUs share pairs if there are fewer pairs.
-    pub fn new(opened: Arc<Opened>, context: &QueueContext) -> Result<Queue, OpenQueueError> {
+    pub fn new(
+        opened: Arc<OpenedNamespace>,
+        context: &QueueContext,
+    ) -> Result<NamespaceQueue, OpenQueueError> {
         let controller = &opened.controller;
         let pairs = controller.pairs();
         if pairs.is_empty() {
@@ -51,7 +54,7 @@ impl Queue {
             timeout: None,
             at_once: false,
         };
-        Ok(Queue {
+        Ok(NamespaceQueue {
             pair,
             client,
             caps,
@@ -126,7 +129,7 @@ impl Queue {
     }
 }
 
-impl IoQueue for Queue {
+impl IoQueue for NamespaceQueue {
     fn caps(&self) -> Caps {
         self.caps
     }
@@ -170,7 +173,7 @@ impl IoQueue for Queue {
     }
 }
 
-impl Drop for Queue {
+impl Drop for NamespaceQueue {
     fn drop(&mut self) {
         self.pair().release(self.client);
     }

@@ -3,7 +3,7 @@
 use crate::command::NamespaceId;
 use crate::controller::Controller;
 use crate::controllers::Controllers;
-use crate::namespace::{Device, Namespace};
+use crate::namespace::{Namespace, NamespaceDevice};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
@@ -174,7 +174,7 @@ impl<H: Hypervisor> Disks for Namespaces<H> {
         if let Some(reason) = namespace.failure() {
             return Err(reason.to_string());
         }
-        Ok(Arc::new(Device::new(controller, namespace)))
+        Ok(Arc::new(NamespaceDevice::new(controller, namespace)))
     }
 }
 

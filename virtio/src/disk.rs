@@ -19,27 +19,27 @@ use virtio_spec::blk::T;
 const MOST_BYTES: usize = 1 << 20;
 
 /// A user's claim on a device, shared by the user's queues.
-struct Opened {
+struct OpenedDevice {
     device: Arc<Device>,
     config: DiskConfig,
     watcher: u64,
 }
 
-impl Drop for Opened {
+impl Drop for OpenedDevice {
     fn drop(&mut self) {
         self.device.remove_user(self.watcher);
     }
 }
 
 /// A device as a block device.
-pub struct Disk(Arc<Opened>);
+pub struct VirtioDisk(Arc<OpenedDevice>);
 
-impl Disk {
+impl VirtioDisk {
     /// Opens a device for reading and, unless it is read-only, writing. `config` is its configuration at its first
     /// start.
-    pub fn new(device: Arc<Device>, config: DiskConfig) -> Disk {
+    pub fn new(device: Arc<Device>, config: DiskConfig) -> VirtioDisk {
         let watcher = device.add_user();
-        Disk(Arc::new(Opened {
+        VirtioDisk(Arc::new(OpenedDevice {
             device,
             config,
             watcher,
@@ -47,9 +47,9 @@ impl Disk {
     }
 }
 
-impl BlockDevice for Disk {
+impl BlockDevice for VirtioDisk {
     fn geometry(&self) -> Geometry {
-        let Opened { device, config, .. } = &*self.0;
+        let OpenedDevice { device, config, .. } = &*self.0;
         let limits = config.discards.map(|discards| DiscardLimits {
             granularity: discards.granularity,
             alignment: Sector(0),
@@ -70,7 +70,7 @@ impl BlockDevice for Disk {
         if let Some(reason) = self.0.device.failure() {
             return not_opened(OpenQueueError::Failed(reason.to_string()));
         }
-        match Queue::new(self.0.clone(), context) {
+        match VirtioDiskQueue::new(self.0.clone(), context) {
             Ok(queue) => opened(queue),
             Err(error) => not_opened(error),
         }
@@ -86,16 +86,19 @@ impl BlockDevice for Disk {
 }
 
 /// The queue that serves one ring of a guest's: puts the guest's requests on a queue of the device.
-struct Queue {
-    opened: Arc<Opened>,
+struct VirtioDiskQueue {
+    opened: Arc<OpenedDevice>,
     number: usize,
     client: usize,
     caps: Caps,
 }
 
-impl Queue {
+impl VirtioDiskQueue {
     /// Opens a queue on the device's queue for the vCPU in `context`; vCPUs share queues if there are fewer of these.
-    fn new(opened: Arc<Opened>, context: &QueueContext) -> Result<Queue, OpenQueueError> {
+    fn new(
+        opened: Arc<OpenedDevice>,
+        context: &QueueContext,
+    ) -> Result<VirtioDiskQueue, OpenQueueError> {
         let queues = opened.device.queues();
         if queues.is_empty() {
             let reason = "the device has not started".to_string();
@@ -119,7 +122,7 @@ impl Queue {
             timeout: None,
             at_once: false,
         };
-        Ok(Queue {
+        Ok(VirtioDiskQueue {
             opened,
             number,
             client,
@@ -196,7 +199,7 @@ impl Queue {
     }
 }
 
-impl IoQueue for Queue {
+impl IoQueue for VirtioDiskQueue {
     fn caps(&self) -> Caps {
         self.caps
     }
@@ -240,7 +243,7 @@ impl IoQueue for Queue {
     }
 }
 
-impl Drop for Queue {
+impl Drop for VirtioDiskQueue {
     fn drop(&mut self) {
         self.queue().release(self.client);
     }

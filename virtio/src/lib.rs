@@ -6,8 +6,8 @@
 //!   Function ───────► DeviceTask, a task of the first vCPU: starts, listens, resets, stops
 //!   (of crate pci)      │  └─ Transport, the registers
 //!                     Device ── DeviceQueue, one for each vCPU: a split queue
-//!                       │         └─ QueueClient, one for each Queue: its requests until they complete
-//!   target=virtio:… ──► Disk ──► Queue, one for each ring of a guest's
+//!                       │         └─ QueueClient, one for each VirtioDiskQueue: its requests until they complete
+//!   target=virtio:… ──► VirtioDisk ──► VirtioDiskQueue, one for each ring of a guest's
 //! ```
 //!
 //! The device reads and writes guests' pages itself: an indirect table of descriptors names them by their bus

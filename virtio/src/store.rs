@@ -1,7 +1,7 @@
 //! The store `virtio:`, which serves devices and volumes on them.
 
 use crate::devices::{Devices, missing};
-use crate::disk::Disk;
+use crate::disk::VirtioDisk;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
@@ -87,7 +87,7 @@ impl<H: PciHost> Disks for All<H> {
             return Err(format!("the device was given up: {reason}"));
         }
         match device.config().copied() {
-            Some(config) if !device.is_leaving() => Ok(Arc::new(Disk::new(device, config))),
+            Some(config) if !device.is_leaving() => Ok(Arc::new(VirtioDisk::new(device, config))),
             _ => Err(format!("the device {name} is not ready")),
         }
     }

@@ -21,7 +21,7 @@ const AT_ONCE: usize = 256 << 10;
 
 /// The state of a line, as its queues see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum LineState {
     /// There is no connection: requests wait for one.
     Down,
     /// There is a connection.
@@ -59,7 +59,7 @@ impl Slot {
 
 /// The requests of a line.
 pub struct RequestTable {
-    state: State,
+    state: LineState,
     clients: Vec<LineClient>,
     pub(crate) unsent: VecDeque<Slot>,
     pub(crate) sender: Sender,
@@ -87,7 +87,7 @@ impl RequestTable {
     /// Returns the table of a line without queues and without a connection.
     pub fn new(flushes: Arc<Flushes>) -> RequestTable {
         RequestTable {
-            state: State::Down,
+            state: LineState::Down,
             clients: Vec::new(),
             unsent: VecDeque::new(),
             sender: Sender::IDLE,
@@ -157,7 +157,7 @@ impl RequestTable {
         work: Work,
         segments: &[IoSegment],
     ) -> Submitted {
-        if matches!(self.state, State::Expired | State::Dead) {
+        if matches!(self.state, LineState::Expired | LineState::Dead) {
             return Submitted::Done(Err(IoError::Medium));
         }
         let Some(entry) = self.client(number).take() else {
@@ -269,8 +269,8 @@ impl RequestTable {
 
     /// Begins to use a new connection, on which everything that was not answered is sent.
     pub fn connected(&mut self, structured: bool) {
-        if self.state != State::Dead {
-            self.state = State::Up;
+        if self.state != LineState::Dead {
+            self.state = LineState::Up;
         }
         self.structured = structured;
     }
@@ -278,8 +278,8 @@ impl RequestTable {
     /// Notes that the connection is over. Requests without an answer wait for the next one, in their order, except
     /// those that no queue waits for: these end.
     pub fn disconnected(&mut self) {
-        if self.state == State::Up {
-            self.state = State::Down;
+        if self.state == LineState::Up {
+            self.state = LineState::Down;
         }
         (self.sender, self.receiver) = (Sender::IDLE, Receiver::IDLE);
         self.outstanding = 0;
@@ -313,15 +313,15 @@ impl RequestTable {
 
     /// Fails all requests, because there has been no connection for too long.
     pub fn expire(&mut self) {
-        if self.state == State::Down {
-            self.state = State::Expired;
+        if self.state == LineState::Down {
+            self.state = LineState::Expired;
             self.fail_all();
         }
     }
 
     /// Fails all requests, and later ones, for good.
     pub fn die(&mut self) {
-        self.state = State::Dead;
+        self.state = LineState::Dead;
         (self.sender, self.receiver) = (Sender::IDLE, Receiver::IDLE);
         self.fail_all();
     }

@@ -1,11 +1,11 @@
 //! The addresses that an interface's stack uses.
 
-use crate::interface::State;
+use crate::interface::InterfaceState;
 use bulkhead_xen::Hypervisor;
 use smoltcp::socket::Socket;
 use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr, Ipv6Address, Ipv6Cidr};
 
-impl<H: Hypervisor> State<H> {
+impl<H: Hypervisor> InterfaceState<H> {
     /// Sets the stack's addresses. Connections from any other address end.
     pub(crate) fn address(&mut self, mac: EthernetAddress) {
         let Some(stack) = &mut self.stack else {

@@ -38,7 +38,7 @@ pub struct Interface<H: Hypervisor> {
     pub(crate) name: String,
     pub(crate) handle: Handle<H>,
     random: fn() -> u64,
-    pub(crate) state: RefCell<State<H>>,
+    pub(crate) state: RefCell<InterfaceState<H>>,
     /// Raised when there is a packet to send, and when the backend has changed.
     pub(crate) work: Signal,
     /// Set when the interface was given up.
@@ -46,7 +46,7 @@ pub struct Interface<H: Hypervisor> {
 }
 
 /// The state that the task and the users of an interface share.
-pub(crate) struct State<H: Hypervisor> {
+pub(crate) struct InterfaceState<H: Hypervisor> {
     pub(crate) device: NetDevice<H>,
     /// The stack, made when the first backend connects.
     pub(crate) stack: Option<Stack>,
@@ -93,7 +93,7 @@ impl<H: Hypervisor> Interface<H> {
             name,
             handle: handle.clone(),
             random,
-            state: RefCell::new(State {
+            state: RefCell::new(InterfaceState {
                 device: NetDevice::new(),
                 stack: None,
                 sockets,
@@ -119,7 +119,7 @@ impl<H: Hypervisor> Interface<H> {
         time.rotate_left(32) ^ (self.random)()
     }
 
-    /// Begins to use a backend, which is in `State::device`. `mac` is the interface's address.
+    /// Begins to use a backend, which is in `InterfaceState::device`. `mac` is the interface's address.
     pub(crate) fn connected(&self, mac: EthernetAddress) {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
@@ -307,7 +307,7 @@ impl<H: Hypervisor> Interface<H> {
     }
 }
 
-impl<H: Hypervisor> State<H> {
+impl<H: Hypervisor> InterfaceState<H> {
     /// Returns a port for a new connection: the next one that no connection has.
     pub(crate) fn port(&mut self) -> Option<u16> {
         for _ in 0..PORTS {

@@ -1,6 +1,6 @@
 //! The address that a DHCP server gives, and the time for which it is valid.
 
-use crate::interface::State;
+use crate::interface::InterfaceState;
 use crate::packet::Contents;
 use crate::settings::Settings;
 use bulkhead_executor::RateLimit;
@@ -113,7 +113,7 @@ impl Lease {
     }
 }
 
-impl<H: Hypervisor> State<H> {
+impl<H: Hypervisor> InterfaceState<H> {
     /// Takes the address that a server gives, or takes away.
     pub(crate) fn follow_lease(&mut self, name: &str, now: Instant) {
         let (Some(lease), Some(stack)) = (&mut self.lease, &self.stack) else {

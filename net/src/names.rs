@@ -1,6 +1,6 @@
 //! Resolving the names of servers, by name servers.
 
-use crate::interface::{Interface, State};
+use crate::interface::{Interface, InterfaceState};
 use crate::question::{Answer, ask, encode};
 use alloc::vec::Vec;
 use bulkhead_stream::ConnectError;
@@ -10,7 +10,7 @@ use smoltcp::wire::{DnsQueryType, IpAddress};
 /// The most name servers that are asked.
 const MOST: usize = 4;
 
-impl<H: Hypervisor> State<H> {
+impl<H: Hypervisor> InterfaceState<H> {
     /// Returns the name servers, in the order in which they are asked: the one that has answered last comes first.
     pub(crate) fn name_servers(&self) -> Vec<IpAddress> {
         let all = [&self.settings, &self.leased];

@@ -3,7 +3,7 @@
 //! The stack's client takes answers from hosts that were not asked, and its numbers can be computed by those who see
 //! the sequence numbers of connections. These numbers cannot, if the machine has a source of random numbers.
 
-use crate::interface::{Interface, State};
+use crate::interface::{Interface, InterfaceState};
 use alloc::vec;
 use alloc::vec::Vec;
 use bulkhead_xen::Hypervisor;
@@ -125,7 +125,7 @@ impl<H: Hypervisor> Drop for Asking<'_, H> {
     }
 }
 
-impl<H: Hypervisor> State<H> {
+impl<H: Hypervisor> InterfaceState<H> {
     /// Makes a socket with a port that no other question has: `port`, or the next one.
     fn question_socket(&mut self, mut port: u16) -> SocketHandle {
         let is_taken = |port: u16| {

@@ -25,7 +25,7 @@ use bulkhead_xen::{DmaMemory, Registers};
 use core::sync::atomic::Ordering;
 use core::task::{Context, Poll};
 
-pub use control::State;
+pub use control::QueuePairState;
 
 /// The number of times that a command is sent again which has failed and may be retried, or which a reset has
 /// interrupted.
@@ -51,7 +51,7 @@ pub struct Pair {
     queue: QueueId,
     registers: Arc<dyn Registers>,
     watch: Arc<Watch>,
-    state: State,
+    state: QueuePairState,
     rings: Rings,
     lists: Lists,
     slots: Slots,
@@ -81,7 +81,7 @@ impl Pair {
             queue,
             registers,
             watch,
-            state: State::Quiet,
+            state: QueuePairState::Quiet,
             rings: Rings::new(memory)?,
             lists: Lists::new(memory, SUBMISSIONS - 1, most_bytes)?,
             slots: Slots::new(SUBMISSIONS - 1)?,
@@ -166,9 +166,13 @@ impl Pair {
     #[inline]
     fn cannot_take(&mut self, number: usize) -> Option<Submitted> {
         match self.state {
-            State::Running => {}
-            State::Dead | State::Stuck => return Some(Submitted::Done(Err(IoError::Medium))),
-            State::Stopped | State::Quiet | State::Broken => return Some(self.busy(number)),
+            QueuePairState::Running => {}
+            QueuePairState::Dead | QueuePairState::Stuck => {
+                return Some(Submitted::Done(Err(IoError::Medium)));
+            }
+            QueuePairState::Stopped | QueuePairState::Quiet | QueuePairState::Broken => {
+                return Some(self.busy(number));
+            }
         }
         let has_share = self.waiting_clients == 0 || self.has_share(number);
         (!has_share || self.clients[number].is_full()).then(|| self.busy(number))
@@ -210,7 +214,7 @@ impl Pair {
     /// Rings the doorbell for the commands that were put into the submission queue.
     #[inline]
     pub fn submit(&mut self) {
-        if self.state == State::Running {
+        if self.state == QueuePairState::Running {
             self.rings.submit(&*self.registers);
         }
     }
@@ -220,7 +224,7 @@ impl Pair {
     /// enough of them, or by the next [`look`](Self::look), which follows since each completion raises an interrupt.
     #[inline]
     pub fn collect(&mut self) -> bool {
-        if self.state != State::Running {
+        if self.state != QueuePairState::Running {
             return false;
         }
         let mut any = false;
@@ -255,7 +259,9 @@ impl Pair {
             // A controller may raise no interrupt while completions have not been acknowledged (the IS bit of MSI,
             // section 3.5.1 of the PCIe Transport specification): those that it wrote before the doorbell was rung are
             // looked for once more.
-            if self.state != State::Running || !self.rings.acknowledge(&*self.registers, true) {
+            if self.state != QueuePairState::Running
+                || !self.rings.acknowledge(&*self.registers, true)
+            {
                 return;
             }
         }

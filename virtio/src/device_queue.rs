@@ -20,7 +20,7 @@ use bulkhead_xen::DmaMemory;
 use core::sync::atomic::Ordering;
 use core::task::{Context, Poll};
 
-pub use control::State;
+pub use control::DeviceQueueState;
 
 /// The most descriptors of a chain without an indirect table: the header, the status, and eight segments.
 const DIRECT: usize = 10;
@@ -43,7 +43,7 @@ pub struct DeviceQueue {
     transport: Arc<Transport>,
     doorbell: Option<Doorbell>,
     watch: Arc<Watch>,
-    state: State,
+    state: DeviceQueueState,
     ring: Ring,
     slots: Slots,
     /// The number of descriptors in the queue's own table that each chain has; `None` if chains are in indirect tables,
@@ -79,7 +79,7 @@ impl DeviceQueue {
             transport,
             doorbell: None,
             watch,
-            state: State::Quiet,
+            state: DeviceQueueState::Quiet,
             ring: Ring::new(memory)?,
             slots: Slots::new(memory, slots)?,
             direct,
@@ -209,9 +209,13 @@ impl DeviceQueue {
     #[inline]
     fn cannot_take(&mut self, client: usize) -> Option<Submitted> {
         match self.state {
-            State::Running => {}
-            State::Dead | State::Stuck => return Some(Submitted::Done(Err(IoError::Medium))),
-            State::Stopped | State::Quiet | State::Broken => return Some(self.busy(client)),
+            DeviceQueueState::Running => {}
+            DeviceQueueState::Dead | DeviceQueueState::Stuck => {
+                return Some(Submitted::Done(Err(IoError::Medium)));
+            }
+            DeviceQueueState::Stopped | DeviceQueueState::Quiet | DeviceQueueState::Broken => {
+                return Some(self.busy(client));
+            }
         }
         let has_share = self.waiting_clients == 0 || self.has_share(client);
         (!has_share || self.clients[client].is_full()).then(|| self.busy(client))
@@ -234,7 +238,7 @@ impl DeviceQueue {
     /// Makes the requests that were added available, and notifies the device if it wants that.
     #[inline]
     pub fn submit(&mut self) {
-        if self.state == State::Running
+        if self.state == DeviceQueueState::Running
             && self.ring.publish()
             && let Some(doorbell) = self.doorbell
         {
@@ -246,7 +250,7 @@ impl DeviceQueue {
     /// Takes the chains that the device has used.
     #[inline]
     pub fn collect(&mut self) {
-        if self.state != State::Running {
+        if self.state != DeviceQueueState::Running {
             return;
         }
         let mut any = false;
@@ -348,7 +352,7 @@ impl DeviceQueue {
             self.clients[number].wake_with(context.waker());
             // The task may sleep after this, so the device is to interrupt. Chains that it used until here are taken
             // first.
-            if self.state != State::Running || !self.ring.arm() {
+            if self.state != DeviceQueueState::Running || !self.ring.arm() {
                 return Poll::Pending;
             }
         }
@@ -359,7 +363,7 @@ impl DeviceQueue {
         loop {
             self.collect();
             self.submit();
-            if self.state != State::Running || !self.ring.arm() {
+            if self.state != DeviceQueueState::Running || !self.ring.arm() {
                 return;
             }
         }

@@ -4,7 +4,7 @@ mod given_up;
 mod starting;
 
 use crate::device::Device;
-use crate::device_queue::State;
+use crate::device_queue::DeviceQueueState;
 use crate::devices::Devices;
 use crate::disk_config::DiskConfig;
 use crate::error::StartError;
@@ -274,7 +274,7 @@ impl<H: PciHost> DeviceTask<'_, H> {
         for queue in self.device.queues() {
             let mut queue = queue.lock();
             queue.interrupted();
-            if queue.state() == State::Broken {
+            if queue.state() == DeviceQueueState::Broken {
                 return Err("it does not keep to the protocol".to_string());
             }
             if queue.is_late(now, REQUEST_TICKS) {

@@ -16,7 +16,7 @@ use bulkhead_images::{Access, BlockDevice, Sector, WeakSharedDevice};
 
 /// The disks that are known, and the volumes that are open.
 #[derive(Default)]
-pub(crate) struct State {
+pub(crate) struct VolumesState {
     pub next: u64,
     pub disks: Vec<Disk>,
     pub open: Vec<Open>,
@@ -68,7 +68,7 @@ fn unique_labels(partitions: &[Partition]) -> Vec<bool> {
     unique
 }
 
-impl State {
+impl VolumesState {
     pub fn forget_closed(&mut self) {
         self.open.retain(|open| open.claim.strong_count() > 0);
     }

@@ -7,7 +7,7 @@ use crate::name::{VolumeName, VolumePart};
 use crate::open::{Open, ranges};
 use crate::rescan::{Change, Rescan};
 use crate::resolve::{self, Known, Resolved};
-use crate::state::{Disk, DiskState, Source, State};
+use crate::state::{Disk, DiskState, Source, VolumesState};
 use crate::store::Waiting;
 use alloc::boxed::Box;
 use alloc::format;
@@ -29,7 +29,7 @@ use spin::Mutex;
 /// A disk is known by the name that targets begin with, and is open as long as something of it is, or it is read. What is on it is read when something of it is opened, so
 /// that a volume which was made meanwhile is found; [`rescan`](Self::rescan) is for those that are open.
 pub struct Volumes {
-    state: Mutex<State>,
+    state: Mutex<VolumesState>,
     claims: Arc<Claims>,
     spawn: Box<Spawn>,
     pause: Box<Pause>,
@@ -261,7 +261,7 @@ impl Volumes {
 
     /// Refuses a disk of which somebody has something open by another name. Its tables are not read either: they may be
     /// that one's. Whoever reads them has nothing of it open.
-    fn check_other_names(&self, state: &State, disk: &str) -> Result<(), VolumeError> {
+    fn check_other_names(&self, state: &VolumesState, disk: &str) -> Result<(), VolumeError> {
         let used = |other: &String| {
             let mut disks = state.disks.iter();
             let known = disks.find(|known| known.name == *other);

@@ -2,7 +2,7 @@
 //! again.
 
 use super::ControllerTask;
-use crate::pair::State;
+use crate::pair::QueuePairState;
 use crate::registers;
 use bulkhead_dma::{Refusal, leaves_before_trial};
 use bulkhead_xen::Hypervisor;
@@ -51,7 +51,7 @@ impl<H: Hypervisor> ControllerTask<'_, H> {
         for pair in self.controller.pairs() {
             let mut pair = pair.lock();
             match pair.state() {
-                State::Quiet => pair.die(),
+                QueuePairState::Quiet => pair.die(),
                 _ => pair.set_stuck(),
             }
         }

@@ -10,7 +10,7 @@ use core::task::{Context, Poll};
 
 /// The state of a queue pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum QueuePairState {
     /// The controller works on its commands.
     Running,
     /// The controller has completed a command that it does not have. It may still access the commands' memory.
@@ -44,7 +44,7 @@ impl Pair {
     }
 
     /// Returns its state.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> QueuePairState {
         self.state
     }
 
@@ -82,7 +82,7 @@ impl Pair {
             self.queue,
             completion.id().0
         );
-        self.state = State::Broken;
+        self.state = QueuePairState::Broken;
         self.watch.call();
     }
 
@@ -115,7 +115,7 @@ impl Pair {
     #[cold]
     pub(super) fn pass_on(&mut self) {
         self.waiting_clients -= 1;
-        if self.state == State::Running {
+        if self.state == QueuePairState::Running {
             self.use_free_slots();
             self.submit();
         }
@@ -140,7 +140,7 @@ impl Pair {
     /// Uses the queues, which the controller knows now, at the time `now` in seconds. All commands that it had before
     /// are sent again, except those that were sent too often, and those of cancelled requests.
     pub fn resume(&mut self, now: u32) {
-        self.state = State::Running;
+        self.state = QueuePairState::Running;
         self.now = now;
         for number in 0..self.slots.len() {
             let slot = self.slots.get(number);
@@ -173,12 +173,12 @@ impl Pair {
 
     /// Stops using the queues, because the controller is about to be stopped.
     pub fn stop(&mut self) {
-        self.state = State::Stopped;
+        self.state = QueuePairState::Stopped;
     }
 
     /// Notes that the controller has stopped: it accesses no memory any more. Commands of cancelled requests end.
     pub fn quiet(&mut self) {
-        self.state = State::Quiet;
+        self.state = QueuePairState::Quiet;
         self.rings.released();
         self.lists.set_in_use(false);
         self.end_unwanted();
@@ -214,7 +214,7 @@ impl Pair {
 
     /// Gives up on a controller that [has stopped](Self::quiet): all requests fail.
     pub fn die(&mut self) {
-        self.state = State::Dead;
+        self.state = QueuePairState::Dead;
         for number in 0..splits::MOST as u8 {
             if self.splits.get(number).is_used() {
                 self.splits.get(number).outcome = Err(IoError::Medium);
@@ -232,7 +232,7 @@ impl Pair {
     /// Gives up on a controller that may still access memory: requests that it has do not complete any more, and new
     /// ones fail.
     pub fn set_stuck(&mut self) {
-        self.state = State::Stuck;
+        self.state = QueuePairState::Stuck;
         self.tell_all();
     }
 
@@ -256,7 +256,7 @@ impl Pair {
     pub fn late(&mut self, now: u32, limit: u32, grace: u32) -> Late {
         self.now = now;
         let mut late = Late::default();
-        if self.state != State::Running {
+        if self.state != QueuePairState::Running {
             return late;
         }
         for slot in self.slots.used() {
@@ -278,7 +278,7 @@ impl Pair {
     /// Cancels the requests of a client with that tag, or all of them.
     pub fn cancel(&mut self, number: usize, tag: Option<Tag>) {
         let mut any = self.give_up(number, tag);
-        if self.state == State::Quiet {
+        if self.state == QueuePairState::Quiet {
             self.end_unwanted();
             any = false;
         }

@@ -1,6 +1,6 @@
 //! Requests that take several commands.
 
-use super::{Pair, State, forget, transfer};
+use super::{Pair, QueuePairState, forget, transfer};
 use crate::prp::{Part, Run, run};
 use crate::slots::Owner;
 use crate::splits::{Action, Blocks};
@@ -50,7 +50,7 @@ impl Pair {
         loop {
             let split = self.splits.get(number);
             let client = usize::from(split.client);
-            if !split.has_more() || self.state != State::Running {
+            if !split.has_more() || self.state != QueuePairState::Running {
                 return;
             }
             // Deallocating and clearing may take long: the controller gets one such command of a request at a time.

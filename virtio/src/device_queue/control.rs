@@ -11,7 +11,7 @@ const MOST_RETRIES: u8 = 3;
 
 /// The state of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum DeviceQueueState {
     /// The device works on its requests.
     Running,
     /// The device has broken the protocol. It may still access the requests' memory.
@@ -33,7 +33,7 @@ impl DeviceQueue {
     }
 
     /// Returns its state.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> DeviceQueueState {
         self.state
     }
 
@@ -51,7 +51,7 @@ impl DeviceQueue {
     #[cold]
     pub(super) fn break_down(&mut self, why: &str) {
         log::error!("virtio: queue {}: {why}", self.number);
-        self.state = State::Broken;
+        self.state = DeviceQueueState::Broken;
         self.watch.call();
     }
 
@@ -76,7 +76,7 @@ impl DeviceQueue {
     #[cold]
     pub(super) fn pass_on(&mut self) {
         self.waiting_clients -= 1;
-        if self.state == State::Running {
+        if self.state == DeviceQueueState::Running {
             self.use_free_slots();
         }
     }
@@ -106,7 +106,7 @@ impl DeviceQueue {
     /// Uses the ring, which the device knows now, at the time `now` in seconds. All requests that it had before are
     /// asked again, except those that were asked too often, and those that were cancelled.
     pub fn resume(&mut self, now: u32) {
-        self.state = State::Running;
+        self.state = DeviceQueueState::Running;
         self.now = now;
         for number in 0..self.slots.len() {
             let slot = self.slots.get(number);
@@ -131,12 +131,12 @@ impl DeviceQueue {
 
     /// Stops using the ring, because the device is about to be reset.
     pub fn stop(&mut self) {
-        self.state = State::Stopped;
+        self.state = DeviceQueueState::Stopped;
     }
 
     /// Notes that the device has been reset: it accesses no memory any more. Cancelled requests end.
     pub fn quiet(&mut self) {
-        self.state = State::Quiet;
+        self.state = DeviceQueueState::Quiet;
         self.ring.released();
         self.slots.set_in_use(false);
         self.end_unwanted();
@@ -153,7 +153,7 @@ impl DeviceQueue {
 
     /// Gives up on a device that [has been reset](Self::quiet): all requests fail.
     pub fn die(&mut self) {
-        self.state = State::Dead;
+        self.state = DeviceQueueState::Dead;
         for number in 0..self.slots.len() {
             if self.slots.get(number).used {
                 self.end(number, Err(IoError::Medium));
@@ -165,7 +165,7 @@ impl DeviceQueue {
     /// Gives up on a device that may still access memory: requests that it has do not complete any more, and new ones
     /// fail.
     pub fn set_stuck(&mut self) {
-        self.state = State::Stuck;
+        self.state = DeviceQueueState::Stuck;
         self.tell_all();
     }
 
@@ -187,7 +187,7 @@ impl DeviceQueue {
     /// Notes the time, in seconds. Returns whether the device has had a request for `limit` seconds or longer.
     pub fn is_late(&mut self, now: u32, limit: u32) -> bool {
         self.now = now;
-        if self.state != State::Running {
+        if self.state != DeviceQueueState::Running {
             return false;
         }
         for slot in self.slots.used() {
@@ -208,7 +208,7 @@ impl DeviceQueue {
             let is_meant = tag.is_none_or(|tag| tag == slot.tag);
             slot.unwanted |= is_meant && usize::from(slot.client) == client;
         }
-        if self.state == State::Quiet {
+        if self.state == DeviceQueueState::Quiet {
             self.end_unwanted();
         }
     }
@@ -240,7 +240,7 @@ impl DeviceQueue {
                 return Poll::Ready(());
             }
             self.clients[client].wake_with(context.waker());
-            if self.state != State::Running || !self.ring.arm() {
+            if self.state != DeviceQueueState::Running || !self.ring.arm() {
                 return Poll::Pending;
             }
         }

@@ -1,7 +1,7 @@
 //! A device that was given up: all requests to it fail. It is started again every minute, unless that would fail again.
 
 use super::DeviceTask;
-use crate::device_queue::State;
+use crate::device_queue::DeviceQueueState;
 use bulkhead_dma::{Refusal, leaves_before_trial};
 use bulkhead_pci::PciHost;
 
@@ -49,7 +49,7 @@ impl<H: PciHost> DeviceTask<'_, H> {
         for queue in self.device.queues() {
             let mut queue = queue.lock();
             match queue.state() {
-                State::Quiet => queue.die(),
+                DeviceQueueState::Quiet => queue.die(),
                 _ => queue.set_stuck(),
             }
         }

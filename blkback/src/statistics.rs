@@ -1,6 +1,6 @@
 //! Counters of the connected disks, for the operator (`operator.rs`).
 
-use crate::engine::{Counts, QueueStats};
+use crate::engine::{QueueCounts, QueueStats};
 use crate::id::VbdId;
 use alloc::format;
 use alloc::string::String;
@@ -36,16 +36,16 @@ impl Statistics {
     }
 
     /// Returns the sums over a disk's queues since it connected.
-    pub fn of(&self, id: VbdId) -> Option<Counts> {
+    pub fn of(&self, id: VbdId) -> Option<QueueCounts> {
         let disks = self.0.borrow();
         let queues = disks.get(&id)?;
-        Some(queues.iter().fold(Counts::default(), |sum, queue| {
+        Some(queues.iter().fold(QueueCounts::default(), |sum, queue| {
             sum.and(&queue.stats.counts())
         }))
     }
 
     /// Returns the vCPU and the counters of each of a disk's queues.
-    pub fn queues_of(&self, id: VbdId) -> Vec<(VcpuId, Counts)> {
+    pub fn queues_of(&self, id: VbdId) -> Vec<(VcpuId, QueueCounts)> {
         let disks = self.0.borrow();
         let queues = disks.get(&id).into_iter().flatten();
         queues
@@ -66,7 +66,7 @@ const NODE_SIZE: usize = 1950;
 /// Returns the text of the `statistics` node: all counters, one `name value` a line; then the vCPU and the
 /// requests of each queue, as far as the node has room; then the number of queues that are left out. (The
 /// console shows all.)
-pub fn as_lines(counts: &Counts, queues: &[(VcpuId, Counts)]) -> String {
+pub fn as_lines(counts: &QueueCounts, queues: &[(VcpuId, QueueCounts)]) -> String {
     let mut lines = String::new();
     for (name, value) in counts.named() {
         // Writing to a string does not fail.
@@ -88,7 +88,7 @@ pub fn as_lines(counts: &Counts, queues: &[(VcpuId, Counts)]) -> String {
 }
 
 /// Returns the counters that are not zero in one line, as the console shows them.
-pub fn as_line(counts: &Counts) -> String {
+pub fn as_line(counts: &QueueCounts) -> String {
     let mut line = String::new();
     for (name, value) in counts.named().filter(|&(_, value)| value > 0) {
         let _ = write!(line, " {name}={value}");
@@ -109,7 +109,7 @@ mod tests {
         };
         assert_eq!(statistics.of(id), None);
         statistics.connected(id, alloc::vec![ServedQueue::default(); 2]);
-        assert_eq!(statistics.of(id), Some(Counts::default()));
+        assert_eq!(statistics.of(id), Some(QueueCounts::default()));
         assert_eq!(statistics.disks(), [id]);
         assert_eq!(statistics.queues_of(id).len(), 2);
         statistics.disconnected(id);
@@ -118,10 +118,10 @@ mod tests {
 
     #[test]
     fn the_node_shows_every_counter_and_the_console_what_happened() {
-        let counts = Counts {
+        let counts = QueueCounts {
             reads: 3,
             sectors_read: 24,
-            ..Counts::default()
+            ..QueueCounts::default()
         };
         let lines = as_lines(&counts, &[(VcpuId(1), counts)]);
         assert!(lines.contains("\nwrites 0\n"));
@@ -132,10 +132,10 @@ mod tests {
 
     #[test]
     fn the_node_has_room_for_the_largest_counts() {
-        let counts = Counts {
+        let counts = QueueCounts {
             reads: u64::MAX,
             writes: u64::MAX,
-            ..Counts::default()
+            ..QueueCounts::default()
         };
         let queues = [(VcpuId(31), counts); 32];
         let lines = as_lines(&counts, &queues);

@@ -2,7 +2,7 @@
 
 use bulkhead_blkback::availability::{online, refuse_changes};
 use bulkhead_blkback::control::shutdown_requested;
-use bulkhead_blkback::engine::{Counts, Options};
+use bulkhead_blkback::engine::{Options, QueueCounts};
 use bulkhead_blkback_testkit::{Frontend, Guest, Setup, Style, World};
 use bulkhead_images::{Access, Stores};
 use bulkhead_xen::VcpuId;
@@ -80,7 +80,7 @@ fn every_option_of_the_command_line() {
 
 #[test]
 fn every_counter() {
-    assert_named(Counts::default().named().map(|(name, _)| name));
+    assert_named(QueueCounts::default().named().map(|(name, _)| name));
 }
 
 /// Returns the name by which the page calls a path: that of the node, without the numbers of guests, devices, queues

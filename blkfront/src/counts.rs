@@ -4,7 +4,7 @@ use core::ops::AddAssign;
 
 /// The requests of a ring, or of a whole disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct RingCounts {
     /// Requests sent to the backend. A guest's request counts as several if it has more pages than the backend takes in
     /// one, and is counted again if it is sent again. This frontend's own flushes count, too.
     pub requests: u64,
@@ -16,8 +16,8 @@ pub struct Counts {
     pub waiting: u64,
 }
 
-impl AddAssign for Counts {
-    fn add_assign(&mut self, other: Counts) {
+impl AddAssign for RingCounts {
+    fn add_assign(&mut self, other: RingCounts) {
         self.requests += other.requests;
         self.errors += other.errors;
         self.outstanding += other.outstanding;

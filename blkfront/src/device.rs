@@ -4,7 +4,7 @@
 use crate::assignment::{assign, ring_of};
 use crate::backend_nodes::Properties;
 use crate::client::RingClient;
-use crate::counts::Counts;
+use crate::counts::RingCounts;
 use crate::link::Link;
 use crate::queue::{MOST_PAGES, REQUEST_PAGES, VbdQueue, depth_of};
 use crate::wire::BlkifViolation;
@@ -127,8 +127,8 @@ impl<H: Hypervisor> Disk<H> {
     }
 
     /// Returns counts of the requests of all guests that use it, since it was attached.
-    pub fn counts(&self) -> Counts {
-        let mut all = Counts::default();
+    pub fn counts(&self) -> RingCounts {
+        let mut all = RingCounts::default();
         let links = self.links.iter();
         links.for_each(|link| all += link.lock().counts());
         all

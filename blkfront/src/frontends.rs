@@ -1,6 +1,6 @@
 //! All disks of our own: finds those that the toolstack attaches, gives each a task, and opens them for guests.
 
-use crate::counts::Counts;
+use crate::counts::RingCounts;
 use crate::device::Disk;
 use crate::lifecycle::live;
 use alloc::format;
@@ -197,7 +197,7 @@ impl<H: Hypervisor> Frontends<H> {
                 None if disk.is_connected() => format!("connected to domain {backend}"),
                 None => "not connected".to_string(),
             };
-            let Counts {
+            let RingCounts {
                 requests,
                 errors,
                 outstanding,

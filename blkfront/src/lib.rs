@@ -42,7 +42,7 @@ mod store;
 #[allow(unsafe_code, reason = "makes a ring in memory that it owns")]
 mod wire;
 
-pub use counts::Counts;
+pub use counts::RingCounts;
 pub use device::{Disk, VbdDevice};
 pub use frontends::Frontends;
 pub use link::Link;

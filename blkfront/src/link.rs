@@ -10,7 +10,7 @@
 
 use crate::assignment::Location;
 use crate::client::{Entry, RingClient};
-use crate::counts::Counts;
+use crate::counts::RingCounts;
 use crate::wire::{BlkifViolation, OWN, Wire};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -36,7 +36,7 @@ pub struct Link<H: Hypervisor> {
     /// The result of a flush of this end's own.
     flushed: Option<Result<(), IoError>>,
     /// The counts of earlier rings.
-    earlier: Counts,
+    earlier: RingCounts,
 }
 
 impl<H: Hypervisor> Default for Link<H> {
@@ -50,7 +50,7 @@ impl<H: Hypervisor> Default for Link<H> {
             backend: None,
             closing: false,
             flushed: None,
-            earlier: Counts::default(),
+            earlier: RingCounts::default(),
         }
     }
 }
@@ -294,7 +294,7 @@ impl<H: Hypervisor> Link<H> {
     pub fn disconnect(&mut self) -> Option<Wire<H>> {
         self.closing = false;
         let wire = self.wire.take()?;
-        self.earlier += Counts {
+        self.earlier += RingCounts {
             outstanding: 0,
             ..wire.counts()
         };
@@ -304,7 +304,7 @@ impl<H: Hypervisor> Link<H> {
     }
 
     /// Returns counts of the requests of all its queues so far.
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self) -> RingCounts {
         let mut all = self.earlier;
         all += self.wire.as_ref().map(Wire::counts).unwrap_or_default();
         all.waiting += self.clients.iter().map(RingClient::waiting).sum::<u64>();

@@ -2,7 +2,7 @@
 
 use crate::backend_nodes::FlushBy;
 use crate::client::Entry;
-use crate::counts::Counts;
+use crate::counts::RingCounts;
 use alloc::vec::Vec;
 use bulkhead_grant::memory::filled;
 use bulkhead_grant::{NotShared, SharedMemory};
@@ -204,12 +204,12 @@ impl<H: Hypervisor> Wire<H> {
 
     /// Returns the requests that were sent so far, those of them that the backend has not answered, and those that
     /// it answered with an error.
-    pub fn counts(&self) -> Counts {
-        Counts {
+    pub fn counts(&self) -> RingCounts {
+        RingCounts {
             requests: self.sent,
             outstanding: self.front.outstanding().into(),
             errors: self.errors,
-            ..Counts::default()
+            ..RingCounts::default()
         }
     }
 

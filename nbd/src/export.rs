@@ -1,6 +1,6 @@
 //! An export, as all vCPUs have it, and each of its users as a block device.
 
-use crate::line::{Counts, Line};
+use crate::line::{Line, LineCounts};
 use crate::name::ExportName;
 use crate::properties::Properties;
 use crate::queue::ExportQueue;
@@ -213,8 +213,8 @@ impl Export {
     }
 
     /// Returns the sum of what its lines have done so far.
-    pub fn counts(&self) -> Counts {
-        let mut all = Counts::default();
+    pub fn counts(&self) -> LineCounts {
+        let mut all = LineCounts::default();
         let lines = self.lines.iter();
         lines.for_each(|line| all += line.counts());
         all

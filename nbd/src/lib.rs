@@ -57,6 +57,6 @@ pub mod wire;
 
 pub use exports::{Exports, Settings};
 pub use handshake::HandshakeError;
-pub use line::Counts;
+pub use line::LineCounts;
 pub use name::ExportName;
 pub use store::{nbd_store, without_tls};

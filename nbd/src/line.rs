@@ -11,7 +11,7 @@ use spin::{Mutex, MutexGuard};
 
 /// The counts of a line, or of all lines of an export, so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct LineCounts {
     /// Connections that were made.
     pub connections: u64,
     /// Commands that were sent, and sent again.
@@ -24,8 +24,8 @@ pub struct Counts {
     pub waiting: u64,
 }
 
-impl AddAssign for Counts {
-    fn add_assign(&mut self, other: Counts) {
+impl AddAssign for LineCounts {
+    fn add_assign(&mut self, other: LineCounts) {
         self.connections += other.connections;
         self.commands += other.commands;
         self.answers += other.answers;
@@ -97,12 +97,12 @@ impl Line {
     }
 
     /// Returns the counts of the line so far.
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self) -> LineCounts {
         let table = self.table();
         let [commands, answers, failed] = table.counts();
         let waiting = table.waiting() as u64;
         drop(table);
-        Counts {
+        LineCounts {
             connections: self.connections(),
             commands,
             answers,

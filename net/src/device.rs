@@ -25,7 +25,7 @@ const SMALL: usize = ETHERNET_HEADER + 40 + 20;
 
 /// Packets and bytes so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct PacketCounts {
     /// Packets that arrived.
     pub received: u64,
     /// Their bytes.
@@ -61,7 +61,7 @@ pub struct NetDevice<H: Hypervisor> {
     pub neighbours: Neighbours,
     /// The connections over it.
     pub sequences: Sequences,
-    counts: Counts,
+    counts: PacketCounts,
 }
 
 impl<H: Hypervisor> NetDevice<H> {
@@ -74,14 +74,14 @@ impl<H: Hypervisor> NetDevice<H> {
             dhcp: None,
             neighbours: Neighbours::default(),
             sequences: Sequences::default(),
-            counts: Counts::default(),
+            counts: PacketCounts::default(),
         }
     }
 
     /// Returns the packets and bytes so far.
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self) -> PacketCounts {
         let refused = self.rings.as_ref().map_or(0, Rings::refused);
-        Counts {
+        PacketCounts {
             refused: self.counts.refused + refused,
             repeats: self.sequences.counts(),
             ..self.counts
@@ -250,7 +250,7 @@ impl smoltcp::phy::RxToken for RxToken<'_> {
 /// Room for a packet that is to be sent.
 pub struct TxToken<'a, H: Hypervisor> {
     sender: &'a mut Sender<H>,
-    counts: &'a mut Counts,
+    counts: &'a mut PacketCounts,
     offer: &'a Offer,
     sequences: &'a mut Sequences,
     dhcp: &'a mut Option<DhcpAnswers>,

@@ -1,6 +1,6 @@
 //! An interface: the stack above its device, the sockets, and the task that runs them.
 
-use crate::device::{Counts, NetDevice, domain_time};
+use crate::device::{NetDevice, PacketCounts, domain_time};
 use crate::lease::{DhcpAnswers, Lease};
 use crate::neighbours::{Neighbours, next_hop};
 use crate::settings::Settings;
@@ -266,7 +266,7 @@ impl<H: Hypervisor> Interface<H> {
             matches!(socket, smoltcp::socket::Socket::Tcp(_))
         };
         let streams = streams.filter(|(_, socket)| is_stream(socket)).count();
-        let Counts {
+        let PacketCounts {
             received,
             received_bytes,
             sent,
@@ -295,7 +295,7 @@ impl<H: Hypervisor> Interface<H> {
     }
 
     /// Returns the packets and bytes so far.
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self) -> PacketCounts {
         self.state.borrow().device.counts()
     }
 

@@ -61,7 +61,7 @@ mod tcp;
 mod traces;
 mod violation;
 
-pub use device::Counts;
+pub use device::PacketCounts;
 pub use interface::Interface;
 pub use interfaces::Interfaces;
 pub use sequences::Repeats;

@@ -2,7 +2,7 @@
 
 use crate::command::{ControllerData, NamespaceId, PAGE, SmartLog};
 use crate::namespace::Namespace;
-use crate::pair::{Counts, Pair};
+use crate::pair::{Pair, QueuePairCounts};
 use crate::prp::MOST_BYTES;
 use alloc::format;
 use alloc::string::String;
@@ -281,8 +281,8 @@ impl Controller {
     }
 
     /// Returns the counts of all its queue pairs together.
-    pub fn counts(&self) -> Counts {
-        let mut all = Counts::default();
+    pub fn counts(&self) -> QueuePairCounts {
+        let mut all = QueuePairCounts::default();
         for pair in self.pairs() {
             let counts = pair.lock().counts();
             all.commands += counts.commands;

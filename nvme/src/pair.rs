@@ -33,7 +33,7 @@ const MOST_RETRIES: u8 = 3;
 
 /// The counts of a queue pair's commands so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct QueuePairCounts {
     /// Commands that were sent. One that is sent again is not counted again.
     pub commands: u64,
     /// Those of them that serve a part of a request.
@@ -65,7 +65,7 @@ pub struct Pair {
     turn: usize,
     /// The current time in seconds, as of the last check of the commands.
     now: u32,
-    counts: Counts,
+    counts: QueuePairCounts,
 }
 
 impl Pair {
@@ -91,7 +91,7 @@ impl Pair {
             waiting_clients: 0,
             turn: 0,
             now: 0,
-            counts: Counts::default(),
+            counts: QueuePairCounts::default(),
         })
     }
 

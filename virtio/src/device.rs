@@ -1,6 +1,6 @@
 //! A device's state, which all vCPUs share.
 
-use crate::device_queue::{Counts, DeviceQueue};
+use crate::device_queue::{DeviceQueue, DeviceQueueCounts};
 use crate::disk_config::DiskConfig;
 use alloc::format;
 use alloc::string::String;
@@ -225,8 +225,8 @@ impl Device {
         lines
     }
 
-    fn counts(&self) -> Counts {
-        let mut all = Counts::default();
+    fn counts(&self) -> DeviceQueueCounts {
+        let mut all = DeviceQueueCounts::default();
         for queue in self.queues() {
             let counts = queue.lock().counts();
             all.requests += counts.requests;

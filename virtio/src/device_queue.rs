@@ -27,7 +27,7 @@ const DIRECT: usize = 10;
 
 /// The counts of a queue's requests so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct DeviceQueueCounts {
     /// Chains that were given to the device. A discard counts once for each of its parts, and a request that is asked
     /// again after a reset counts again.
     pub requests: u64,
@@ -58,7 +58,7 @@ pub struct DeviceQueue {
     now: u32,
     /// The request by which data is discarded, and the most sectors of one.
     discards: Option<crate::disk_config::DiscardRequest>,
-    counts: Counts,
+    counts: DeviceQueueCounts,
 }
 
 impl DeviceQueue {
@@ -88,7 +88,7 @@ impl DeviceQueue {
             turn: 0,
             now: 0,
             discards,
-            counts: Counts::default(),
+            counts: DeviceQueueCounts::default(),
         })
     }
 

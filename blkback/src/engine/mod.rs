@@ -74,6 +74,6 @@ pub use queue::Queue;
 pub use queue_control::{QueueControl, queue_control};
 pub use serve::serve;
 pub use setup::{ConnectError, QueueError, QueueSetup};
-pub use stats::{Counts, QueueStats};
+pub use stats::{QueueCounts, QueueStats};
 pub use turns::{GuestTurns, Turn, VcpuTurns};
 pub use unreleased::Unreleased;

@@ -14,26 +14,26 @@ macro_rules! stats {
 
         /// The values of the counters, each read by itself.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        pub struct Counts {
+        pub struct QueueCounts {
             $($(#[$doc])* pub $field: u64,)*
         }
 
         impl QueueStats {
             /// Reads all counters.
-            pub fn counts(&self) -> Counts {
-                Counts { $($field: self.$field.get(),)* }
+            pub fn counts(&self) -> QueueCounts {
+                QueueCounts { $($field: self.$field.get(),)* }
             }
         }
 
-        impl Counts {
+        impl QueueCounts {
             /// Returns every counter with its name.
             pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($field), self.$field),)*].into_iter()
             }
 
             /// Returns the counters of two queues together.
-            pub fn and(&self, other: &Counts) -> Counts {
-                let mut sum = Counts { $($field: self.$field + other.$field,)* };
+            pub fn and(&self, other: &QueueCounts) -> QueueCounts {
+                let mut sum = QueueCounts { $($field: self.$field + other.$field,)* };
                 sum.deepest = self.deepest.max(other.deepest);
                 sum
             }

@@ -1,6 +1,6 @@
 //! The operations of the control plane on a queue pair, and those that are rare while it serves.
 
-use super::{Counts, MOST_RETRIES, Pair};
+use super::{MOST_RETRIES, Pair, QueuePairCounts};
 use crate::command::{CommandId, Completion, NamespaceId, QueueId, Status};
 use crate::slots::Owner;
 use crate::splits;
@@ -49,8 +49,8 @@ impl Pair {
     }
 
     /// Returns the counts of its commands so far.
-    pub fn counts(&self) -> Counts {
-        Counts {
+    pub fn counts(&self) -> QueuePairCounts {
+        QueuePairCounts {
             doorbells: self.rings.doorbell_writes(),
             ..self.counts
         }

@@ -1,6 +1,6 @@
 //! The operations of the control plane on a queue, and those that are rare while it serves.
 
-use super::{Counts, DeviceQueue};
+use super::{DeviceQueue, DeviceQueueCounts};
 use crate::ring::Ring;
 use crate::transport::Doorbell;
 use bulkhead_images::{IoError, Tag};
@@ -38,7 +38,7 @@ impl DeviceQueue {
     }
 
     /// Returns the counts of its requests so far.
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self) -> DeviceQueueCounts {
         self.counts
     }
 

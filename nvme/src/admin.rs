@@ -2,7 +2,7 @@
 
 use crate::command::{AsyncEvent, Command, CommandId, Completion, PAGE, QueueId, Status, admin};
 use crate::controller::Controller;
-use crate::function::Vectors;
+use crate::function::ControllerVectors;
 use crate::registers::{self, Capabilities};
 use crate::rings::Rings;
 use alloc::collections::VecDeque;
@@ -92,7 +92,7 @@ pub struct Admin<H: Hypervisor> {
     /// The page for the data of commands.
     data: DmaPages,
     channel: Option<EventChannel<H>>,
-    vectors: Arc<dyn Vectors<H>>,
+    vectors: Arc<dyn ControllerVectors<H>>,
     next: u16,
     /// The asynchronous event requests that the controller has.
     requests: Vec<CommandId>,
@@ -104,7 +104,7 @@ impl<H: Hypervisor> Admin<H> {
     pub fn new(
         handle: Handle<H>,
         controller: Arc<Controller>,
-        vectors: Arc<dyn Vectors<H>>,
+        vectors: Arc<dyn ControllerVectors<H>>,
     ) -> Result<Self, NoPages> {
         let memory = controller.memory().clone();
         Ok(Admin {

@@ -2,7 +2,7 @@
 
 use crate::command::{ControllerData, NamespaceId, PAGE, SmartLog};
 use crate::namespace::Namespace;
-use crate::pair::{Pair, QueuePairCounts};
+use crate::pair::{QueuePair, QueuePairCounts};
 use crate::prp::MOST_BYTES;
 use alloc::format;
 use alloc::string::String;
@@ -26,7 +26,7 @@ pub struct Controller {
     /// Its identify structure, as it was at its first start.
     data: Once<ControllerData>,
     /// Its queue pairs, from its first start on.
-    pairs: Once<Vec<Mutex<Pair>>>,
+    pairs: Once<Vec<Mutex<QueuePair>>>,
     namespaces: Mutex<Vec<Arc<Namespace>>>,
     /// The namespaces that cannot be served, and why.
     refused: Mutex<Vec<(NamespaceId, String)>>,
@@ -117,12 +117,12 @@ impl Controller {
 
     /// Returns its queue pairs; none before it has started.
     #[inline]
-    pub fn pairs(&self) -> &[Mutex<Pair>] {
+    pub fn pairs(&self) -> &[Mutex<QueuePair>] {
         self.pairs.get().map_or(&[], Vec::as_slice)
     }
 
     /// Gives it queue pairs, once: later ones are dropped.
-    pub fn set_pairs(&self, pairs: Vec<Pair>) {
+    pub fn set_pairs(&self, pairs: Vec<QueuePair>) {
         self.pairs
             .call_once(|| pairs.into_iter().map(Mutex::new).collect());
     }

@@ -1,7 +1,7 @@
 //! All controllers that the driver domain has.
 
 use crate::controller::Controller;
-use crate::function::Function;
+use crate::function::ControllerFunction;
 use crate::lifecycle::live;
 use alloc::format;
 use alloc::rc::Rc;
@@ -78,7 +78,7 @@ impl<H: Hypervisor> Controllers<H> {
     }
 
     /// Adds a controller, and starts it. It stays until it is [removed](Self::remove).
-    pub fn add(self: &Rc<Self>, function: Rc<dyn Function<H>>) {
+    pub fn add(self: &Rc<Self>, function: Rc<dyn ControllerFunction<H>>) {
         let name = short_name(function.name()).to_string();
         let (registers, memory) = (function.registers(), self.memory().clone());
         let waiting = self.waiting().clone();

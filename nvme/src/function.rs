@@ -8,11 +8,11 @@ use bulkhead_xen::{Errno, Port, Registers};
 use core::future::Future;
 use core::pin::Pin;
 
-/// The future of [`Function::set_bus_mastering`].
+/// The future of [`ControllerFunction::set_bus_mastering`].
 pub type BusMastering<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + 'a>>;
 
 /// The PCI function of a controller. It answers at its memory BARs, and its interrupts are enabled.
-pub trait Function<H> {
+pub trait ControllerFunction<H> {
     /// Returns its name, as targets have it: `03:00.0`.
     fn name(&self) -> &str;
 
@@ -20,14 +20,14 @@ pub trait Function<H> {
     fn registers(&self) -> Arc<dyn Registers>;
 
     /// Returns its interrupts.
-    fn vectors(&self) -> Arc<dyn Vectors<H>>;
+    fn vectors(&self) -> Arc<dyn ControllerVectors<H>>;
 
     /// Lets the function read and write memory, or forbids it. The error is a sentence for the operator.
     fn set_bus_mastering(&self, on: bool) -> BusMastering<'_>;
 }
 
 /// The interrupts of a PCI function. `hypervisor` is that of the vCPU that makes a call.
-pub trait Vectors<H>: Send + Sync {
+pub trait ControllerVectors<H>: Send + Sync {
     /// Returns their number. If there are none, the controller is polled.
     fn count(&self) -> usize;
 

@@ -4,7 +4,7 @@
 //! ```text
 //!   Function ───────► ControllerTask, a task of the first vCPU: starts, listens, resets, stops
 //!   (of crate pci)      │  └─ Admin, the admin queue
-//!                     Controller ── Pair, one for each vCPU: a queue pair
+//!                     Controller ── QueuePair, one for each vCPU
 //!                       │             └─ QueueClient, one for each NamespaceQueue: its requests until they complete
 //!                     Namespace
 //!                       │
@@ -25,7 +25,7 @@
 //! "NVMe" in comments is NVM Express Base Specification 2.0 with its NVM Command Set and PCIe Transport specifications;
 //! abbreviations such as CAP.MQES are theirs.
 //!
-//! Read next: [`command`], which knows nothing of PCI; [`Function`], the parts of a PCI function that the driver needs;
+//! Read next: [`command`], which knows nothing of PCI; [`ControllerFunction`], the parts of a PCI function that the driver needs;
 //! `pair.rs`, where requests become commands; `lifecycle.rs`, the controller's task.
 
 #![no_std]
@@ -55,6 +55,6 @@ mod store;
 
 pub use controller::Controller;
 pub use controllers::{Controllers, InUse};
-pub use function::{BusMastering, Function, Vectors};
+pub use function::{BusMastering, ControllerFunction, ControllerVectors};
 pub use pci::NvmeDriver;
 pub use store::nvme_store;

@@ -7,7 +7,7 @@ mod starting;
 
 use crate::admin::{Admin, AdminError};
 use crate::controller::Controller;
-use crate::function::Function;
+use crate::function::ControllerFunction;
 use crate::listener::Listeners;
 use crate::registers;
 use crate::stop::Stop;
@@ -72,7 +72,7 @@ pub(crate) struct ControllerTask<'c, H: Hypervisor> {
     vcpus: &'c [VcpuSpawner<H>],
     stops: &'static DeviceStops,
     controller: Arc<Controller>,
-    function: Rc<dyn Function<H>>,
+    function: Rc<dyn ControllerFunction<H>>,
     admin: Admin<H>,
     listeners: Listeners,
     lines: RateLimit,
@@ -88,7 +88,7 @@ pub(crate) async fn live<H: Hypervisor>(
     vcpus: &[VcpuSpawner<H>],
     stops: &'static DeviceStops,
     controller: Arc<Controller>,
-    function: Rc<dyn Function<H>>,
+    function: Rc<dyn ControllerFunction<H>>,
 ) {
     let stop = Arc::new(Stop(controller.registers().clone()));
     let registered = stops.register(stop).map_err(|error| error.to_string());

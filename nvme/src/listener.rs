@@ -1,9 +1,9 @@
 //! The tasks that wait for the interrupts of a controller's queue pairs, each on the vCPU of its pair.
 
 use crate::controller::Controller;
-use crate::function::Vectors;
+use crate::function::ControllerVectors;
 use crate::moderation::Moderation;
-use crate::pair::Pair;
+use crate::pair::QueuePair;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_executor::{EventChannel, Handle, Handover, Task, VcpuSpawner};
@@ -22,7 +22,7 @@ impl Listeners {
     pub async fn listen<H: Hypervisor>(
         &mut self,
         controller: &Arc<Controller>,
-        vectors: &Arc<dyn Vectors<H>>,
+        vectors: &Arc<dyn ControllerVectors<H>>,
         vcpus: &[VcpuSpawner<H>],
     ) -> Result<(), (usize, Errno)> {
         if vectors.count() <= 1 {
@@ -78,7 +78,7 @@ impl Listeners {
 async fn hold_back<H: Hypervisor>(
     handle: &Handle<H>,
     channel: &EventChannel<H>,
-    pair: &Mutex<Pair>,
+    pair: &Mutex<QueuePair>,
     moderation: &mut Moderation,
 ) -> bool {
     let mut held_back = false;

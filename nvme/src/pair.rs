@@ -9,10 +9,10 @@
 mod control;
 mod parts;
 
-use crate::command::{Command, Completion, Limits, QueueId, Status, nvm};
-use crate::prp::{Lists, Part, run};
+use crate::command::{Command, Completion, DeallocateLimits, QueueId, Status, nvm};
+use crate::prp::{Part, PrpLists, run};
 use crate::rings::{Rings, SUBMISSIONS};
-use crate::slots::{Owner, Slots};
+use crate::slots::{CommandSlots, Owner};
 use crate::splits::{Action, Blocks, Splits};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -47,17 +47,17 @@ pub struct QueuePairCounts {
 }
 
 /// A queue pair.
-pub struct Pair {
+pub struct QueuePair {
     queue: QueueId,
     registers: Arc<dyn Registers>,
     watch: Arc<Watch>,
     state: QueuePairState,
     rings: Rings,
-    lists: Lists,
-    slots: Slots,
+    lists: PrpLists,
+    slots: CommandSlots,
     splits: Splits,
     /// The most that the controller deallocates or clears with one command.
-    limits: Limits,
+    limits: DeallocateLimits,
     clients: Vec<QueueClient>,
     /// The number of clients of which a request was refused as no slot was free, and that still wait for one.
     waiting_clients: usize,
@@ -68,23 +68,23 @@ pub struct Pair {
     counts: QueuePairCounts,
 }
 
-impl Pair {
+impl QueuePair {
     /// Allocates the memory of a queue pair whose commands transfer at most `most_bytes` bytes, and deallocate or clear
     /// what is within `limits`.
     pub fn new(
         queue: QueueId,
         (registers, memory): (Arc<dyn Registers>, &dyn DmaMemory),
         watch: Arc<Watch>,
-        (most_bytes, limits): (usize, Limits),
-    ) -> Result<Pair, NoPages> {
-        Ok(Pair {
+        (most_bytes, limits): (usize, DeallocateLimits),
+    ) -> Result<QueuePair, NoPages> {
+        Ok(QueuePair {
             queue,
             registers,
             watch,
             state: QueuePairState::Quiet,
             rings: Rings::new(memory)?,
-            lists: Lists::new(memory, SUBMISSIONS - 1, most_bytes)?,
-            slots: Slots::new(SUBMISSIONS - 1)?,
+            lists: PrpLists::new(memory, SUBMISSIONS - 1, most_bytes)?,
+            slots: CommandSlots::new(SUBMISSIONS - 1)?,
             splits: Splits::new()?,
             limits,
             clients: Vec::new(),
@@ -365,12 +365,12 @@ fn transfer(action: Action, blocks: &Blocks, count: u64) -> Command {
 }
 
 /// Returns the command that deallocates or clears the first `count` blocks. A range is written into the slot's list.
-fn forget(action: Action, blocks: &Blocks, count: u64, lists: &Lists, slot: usize) -> Command {
+fn forget(action: Action, blocks: &Blocks, count: u64, lists: &PrpLists, slot: usize) -> Command {
     if action == Action::WriteZeroes {
         return nvm::write_zeroes(blocks.namespace, blocks.start, count as u32);
     }
     let list = lists.of(slot);
-    let range = nvm::Range {
+    let range = nvm::DeallocateRange {
         start: blocks.start,
         blocks: count as u32,
     };

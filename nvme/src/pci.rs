@@ -1,7 +1,7 @@
 //! The driver for crate `pci`, which takes the PCI functions that are NVMe controllers.
 
 use crate::controllers::Controllers;
-use crate::function::{BusMastering, Function, Vectors};
+use crate::function::{BusMastering, ControllerFunction, ControllerVectors};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
@@ -118,7 +118,7 @@ impl<H: PciHost> Attached<H> {
     }
 }
 
-impl<H: PciHost> Function<H> for Attached<H> {
+impl<H: PciHost> ControllerFunction<H> for Attached<H> {
     fn name(&self) -> &str {
         &self.name
     }
@@ -127,7 +127,7 @@ impl<H: PciHost> Function<H> for Attached<H> {
         self.registers.clone()
     }
 
-    fn vectors(&self) -> Arc<dyn Vectors<H>> {
+    fn vectors(&self) -> Arc<dyn ControllerVectors<H>> {
         self.vectors.clone()
     }
 
@@ -142,7 +142,7 @@ impl<H: PciHost> Function<H> for Attached<H> {
 /// The interrupts of a function, if it has any.
 struct PciVectors(Option<bulkhead_pci::Vectors>);
 
-impl<H: PciHost> Vectors<H> for PciVectors {
+impl<H: PciHost> ControllerVectors<H> for PciVectors {
     fn count(&self) -> usize {
         self.0.as_ref().map_or(0, bulkhead_pci::Vectors::count)
     }

@@ -62,7 +62,7 @@ pub struct Run {
 #[inline]
 pub fn run(
     mut parts: impl Iterator<Item = Result<Part, IoError>>,
-    list: &List<'_>,
+    list: &PrpList<'_>,
 ) -> Result<Run, IoError> {
     let first = parts.next().ok_or(IoError::Misaligned)??;
     let (mut last, mut bytes, mut count) = (first, first.len, 0);
@@ -89,7 +89,7 @@ pub fn run(
 }
 
 /// The PRP list of one command, or a range to deallocate.
-pub struct List<'l> {
+pub struct PrpList<'l> {
     /// Its bus address.
     pub address: u64,
     /// The words.
@@ -97,7 +97,7 @@ pub struct List<'l> {
 }
 
 /// The lists of all commands of a queue.
-pub struct Lists {
+pub struct PrpLists {
     pages: DmaPages,
     entries: usize,
 }
@@ -105,15 +105,19 @@ pub struct Lists {
 /// The least number of entries of a list: those of a range to deallocate.
 const LEAST_ENTRIES: usize = 2;
 
-impl Lists {
+impl PrpLists {
     /// Allocates the lists of `count` commands that transfer up to `most_bytes` bytes. A list has at most a page of
     /// entries.
-    pub fn new(memory: &dyn DmaMemory, count: usize, most_bytes: usize) -> Result<Lists, NoPages> {
+    pub fn new(
+        memory: &dyn DmaMemory,
+        count: usize,
+        most_bytes: usize,
+    ) -> Result<PrpLists, NoPages> {
         // The first page of a command is not in its list, but data that does not begin at a page boundary spans one
         // page more.
         let entries = most_bytes.div_ceil(PAGE_SIZE).next_power_of_two();
         let entries = entries.clamp(LEAST_ENTRIES, WORDS);
-        Ok(Lists {
+        Ok(PrpLists {
             pages: DmaPages::new(memory, count.div_ceil(WORDS / entries))?,
             entries,
         })
@@ -121,10 +125,10 @@ impl Lists {
 
     /// Returns the list of a command, by the number of its slot. No list crosses the end of a page.
     #[inline]
-    pub fn of(&self, command: usize) -> List<'_> {
+    pub fn of(&self, command: usize) -> PrpList<'_> {
         let each = WORDS / self.entries;
         let (page, first) = (command / each, command % each * self.entries);
-        List {
+        PrpList {
             address: self.pages.address(page) + (first * 8) as u64,
             entries: &self.pages.words(page)[first..first + self.entries],
         }
@@ -149,7 +153,7 @@ mod tests {
     }
 
     fn first_run(parts: &[Part], words: &[AtomicU64]) -> Run {
-        let list = List {
+        let list = PrpList {
             address: LIST,
             entries: words,
         };

@@ -2,7 +2,7 @@
 
 use crate::command::Lba;
 use crate::namespace::OpenedNamespace;
-use crate::pair::Pair;
+use crate::pair::QueuePair;
 use crate::splits::{Action, Blocks, SEGMENTS};
 use alloc::string::ToString;
 use alloc::sync::Arc;
@@ -64,7 +64,7 @@ impl NamespaceQueue {
     }
 
     #[inline]
-    fn pair(&self) -> MutexGuard<'_, Pair> {
+    fn pair(&self) -> MutexGuard<'_, QueuePair> {
         self.opened.controller.pairs()[self.pair].lock()
     }
 

@@ -25,7 +25,7 @@ pub enum Owner {
 
 /// A slot, and the command in it, if it is used.
 #[derive(Clone, Copy, Debug)]
-pub struct Slot {
+pub struct CommandSlot {
     /// The command as it was sent.
     pub command: Command,
     /// The request that it belongs to.
@@ -46,16 +46,16 @@ pub struct Slot {
 }
 
 /// All slots of a queue pair.
-pub struct Slots {
-    all: Vec<Slot>,
+pub struct CommandSlots {
+    all: Vec<CommandSlot>,
     free: Vec<u8>,
 }
 
-impl Slots {
+impl CommandSlots {
     /// Returns `count` free slots, at most [`MOST`].
-    pub fn new(count: usize) -> Result<Slots, OutOfMemory> {
+    pub fn new(count: usize) -> Result<CommandSlots, OutOfMemory> {
         debug_assert!(count <= MOST);
-        let unused = Slot {
+        let unused = CommandSlot {
             command: Command::new(0, NamespaceId::NONE),
             owner: Owner::Split(0),
             client: 0,
@@ -66,7 +66,7 @@ impl Slots {
             unwanted: false,
             aborted: false,
         };
-        Ok(Slots {
+        Ok(CommandSlots {
             all: filled(count, |_| unused)?,
             free: filled(count, |slot| (count - 1 - slot) as u8)?,
         })
@@ -108,7 +108,7 @@ impl Slots {
         let slot = &mut self.all[number];
         let generation = slot.generation.wrapping_add(1);
         let command = command.with_id(id(number, generation));
-        *slot = Slot {
+        *slot = CommandSlot {
             command,
             owner,
             client,
@@ -152,18 +152,18 @@ impl Slots {
 
     /// Returns a slot.
     #[inline]
-    pub fn get(&mut self, number: usize) -> &mut Slot {
+    pub fn get(&mut self, number: usize) -> &mut CommandSlot {
         &mut self.all[number]
     }
 
     /// Returns all slots that are used.
-    pub fn used(&mut self) -> impl Iterator<Item = &mut Slot> {
+    pub fn used(&mut self) -> impl Iterator<Item = &mut CommandSlot> {
         self.all.iter_mut().filter(|slot| slot.used)
     }
 
     /// Frees a slot, and returns what was in it.
     #[inline]
-    pub fn release(&mut self, number: usize) -> Slot {
+    pub fn release(&mut self, number: usize) -> CommandSlot {
         let slot = &mut self.all[number];
         debug_assert!(slot.used);
         slot.used = false;
@@ -184,9 +184,9 @@ mod tests {
 
     #[test]
     fn a_number_counts_once() {
-        let mut slots = Slots::new(3).expect("memory");
+        let mut slots = CommandSlots::new(3).expect("memory");
         let command = Command::new(2, NamespaceId(1));
-        let take = |slots: &mut Slots| slots.take(command, Owner::Request(Tag(9)), 0, 0);
+        let take = |slots: &mut CommandSlots| slots.take(command, Owner::Request(Tag(9)), 0, 0);
         let first = take(&mut slots).expect("free").id();
         let second = take(&mut slots).expect("free").id();
         assert_ne!(first, second);

@@ -1,6 +1,6 @@
 //! Requests that take several commands: the progress of each.
 
-use crate::command::{Lba, Limits, NamespaceId, nvm};
+use crate::command::{DeallocateLimits, Lba, NamespaceId, nvm};
 use crate::prp::Part;
 use alloc::vec::Vec;
 use bulkhead_grant::OutOfMemory;
@@ -36,7 +36,7 @@ impl Action {
     }
 
     /// Returns the most blocks of one command, of 2^`shift` bytes each, for a controller with these limits.
-    pub fn most_blocks(self, shift: u32, limits: Limits) -> u64 {
+    pub fn most_blocks(self, shift: u32, limits: DeallocateLimits) -> u64 {
         match self {
             Action::Deallocate => limits.range.min(MOST_FORGOTTEN >> shift),
             Action::WriteZeroes => u64::from(nvm::MOST_BLOCKS).min((limits.zeroes >> shift).max(1)),

@@ -9,7 +9,7 @@
 mod control;
 
 use crate::ring::{MOST_ENTRIES, Ring, Used};
-use crate::slots::{Chain, Range, Request, Slot, Slots, indirect};
+use crate::slots::{Chain, Request, RequestSlot, RequestSlots, SectorRange, indirect};
 use crate::transport::{Doorbell, Transport};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -45,7 +45,7 @@ pub struct DeviceQueue {
     watch: Arc<Watch>,
     state: DeviceQueueState,
     ring: Ring,
-    slots: Slots,
+    slots: RequestSlots,
     /// The number of descriptors in the queue's own table that each chain has; `None` if chains are in indirect tables,
     /// and have one there.
     direct: Option<usize>,
@@ -81,7 +81,7 @@ impl DeviceQueue {
             watch,
             state: DeviceQueueState::Quiet,
             ring: Ring::new(memory)?,
-            slots: Slots::new(memory, slots)?,
+            slots: RequestSlots::new(memory, slots)?,
             direct,
             clients: Vec::new(),
             waiting_clients: 0,
@@ -135,7 +135,7 @@ impl DeviceQueue {
             Ok(built) => built,
             Err(error) => return Submitted::Done(Err(error)),
         };
-        self.slots.take(Slot {
+        self.slots.take(RequestSlot {
             tag,
             client: client as u16,
             range: request.range,
@@ -300,7 +300,7 @@ impl DeviceQueue {
         let since = self.now;
         let slot = self.slots.get(number);
         let done = slot.range.count.min(discards.most.into());
-        slot.range = Range {
+        slot.range = SectorRange {
             start: slot.range.start + done,
             count: slot.range.count - done,
         };

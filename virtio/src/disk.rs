@@ -3,7 +3,7 @@
 use crate::device::Device;
 use crate::device_queue::DeviceQueue;
 use crate::disk_config::DiskConfig;
-use crate::slots::{Range, Request};
+use crate::slots::{Request, SectorRange};
 use alloc::string::ToString;
 use alloc::sync::Arc;
 use bulkhead_images::{
@@ -159,7 +159,7 @@ impl VirtioDiskQueue {
         let mut request = Request {
             kind: T::In,
             sector: 0,
-            range: Range::default(),
+            range: SectorRange::default(),
             most: 0,
         };
         let count = match io.op {
@@ -181,7 +181,7 @@ impl VirtioDiskQueue {
                 let bytes = count.bytes().ok_or(IoError::OutOfRange)?;
                 let count = self.check(sector, bytes, true)?;
                 (request.kind, request.most) = (discards.request, discards.most);
-                request.range = Range {
+                request.range = SectorRange {
                     start: sector.0,
                     count,
                 };

@@ -35,7 +35,7 @@ const NO_OUTCOME: u8 = 0xff;
 
 /// The sectors that a request without data is about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Range {
+pub struct SectorRange {
     /// The first sector.
     pub start: u64,
     /// The number of sectors.
@@ -44,13 +44,13 @@ pub struct Range {
 
 /// A slot, and the request in it, if it is used.
 #[derive(Clone, Copy, Debug)]
-pub struct Slot {
+pub struct RequestSlot {
     /// Its tag in the guest's queue.
     pub tag: Tag,
     /// The queue that it came from.
     pub client: u16,
     /// The sectors of a discard that are not done: the part that the device has, and all that come after that.
-    pub range: Range,
+    pub range: SectorRange,
     /// The most bytes that the device may write.
     pub writable: u32,
     /// The number of descriptors of its chain.
@@ -67,10 +67,10 @@ pub struct Slot {
     pub late: bool,
 }
 
-const UNUSED: Slot = Slot {
+const UNUSED: RequestSlot = RequestSlot {
     tag: Tag(0),
     client: 0,
-    range: Range { start: 0, count: 0 },
+    range: SectorRange { start: 0, count: 0 },
     writable: 0,
     descriptors: 0,
     since: 0,
@@ -81,8 +81,8 @@ const UNUSED: Slot = Slot {
 };
 
 /// All slots of a queue.
-pub struct Slots {
-    all: Vec<Slot>,
+pub struct RequestSlots {
+    all: Vec<RequestSlot>,
     free: Vec<u8>,
     pages: DmaPages,
 }
@@ -152,15 +152,15 @@ pub struct Request {
     /// The first sector of its data.
     pub sector: u64,
     /// The sectors of a discard; none for other requests.
-    pub range: Range,
+    pub range: SectorRange,
     /// The most sectors that are discarded at a time.
     pub most: u32,
 }
 
-impl Slots {
+impl RequestSlots {
     /// Allocates the memory of `count` slots.
-    pub fn new(memory: &dyn DmaMemory, count: usize) -> Result<Slots, NoPages> {
-        Ok(Slots {
+    pub fn new(memory: &dyn DmaMemory, count: usize) -> Result<RequestSlots, NoPages> {
+        Ok(RequestSlots {
             all: filled(count, |_| UNUSED)?,
             free: filled(count, |slot| (count - 1 - slot) as u8)?,
             pages: DmaPages::new(memory, count)?,
@@ -196,15 +196,15 @@ impl Slots {
 
     /// Takes the [next](Self::next) slot for a request.
     #[inline]
-    pub fn take(&mut self, slot: Slot) {
+    pub fn take(&mut self, slot: RequestSlot) {
         if let Some(number) = self.free.pop() {
-            self.all[usize::from(number)] = Slot { used: true, ..slot };
+            self.all[usize::from(number)] = RequestSlot { used: true, ..slot };
         }
     }
 
     /// Returns a slot.
     #[inline]
-    pub fn get(&mut self, number: usize) -> &mut Slot {
+    pub fn get(&mut self, number: usize) -> &mut RequestSlot {
         &mut self.all[number]
     }
 
@@ -216,13 +216,13 @@ impl Slots {
     }
 
     /// Returns all slots that are used.
-    pub fn used(&mut self) -> impl Iterator<Item = &mut Slot> {
+    pub fn used(&mut self) -> impl Iterator<Item = &mut RequestSlot> {
         self.all.iter_mut().filter(|slot| slot.used)
     }
 
     /// Frees a slot, and returns what was in it.
     #[inline]
-    pub fn release(&mut self, number: usize) -> Slot {
+    pub fn release(&mut self, number: usize) -> RequestSlot {
         let slot = &mut self.all[number];
         debug_assert!(slot.used);
         slot.used = false;

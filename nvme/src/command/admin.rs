@@ -31,7 +31,7 @@ pub enum Identify {
     Namespace(NamespaceId),
     /// The controller ([`ControllerData`](super::ControllerData)).
     Controller,
-    /// What commands of the NVM command set are limited to ([`Limits`](super::Limits)).
+    /// What commands of the NVM command set are limited to ([`DeallocateLimits`](super::DeallocateLimits)).
     Limits,
     /// The active namespaces with larger numbers ([`active_namespaces`](super::active_namespaces)).
     NamespacesAfter(NamespaceId),

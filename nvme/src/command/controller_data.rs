@@ -87,17 +87,17 @@ impl ControllerData {
 
 /// The most that one command may deallocate or clear.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct DeallocateLimits {
     /// The most logical blocks of a single range of Dataset Management.
     pub range: u64,
     /// The most bytes of a Write Zeroes.
     pub zeroes: u64,
 }
 
-impl Limits {
+impl DeallocateLimits {
     /// Returns the limits of a controller that reports none: Write Zeroes is limited like a write.
-    pub fn untold(controller: &ControllerData) -> Limits {
-        Limits {
+    pub fn untold(controller: &ControllerData) -> DeallocateLimits {
+        DeallocateLimits {
             range: u64::MAX,
             zeroes: controller.most_bytes.map_or(u64::MAX, |bytes| bytes as u64),
         }
@@ -105,11 +105,11 @@ impl Limits {
 
     /// Reads the structure with the limits of the NVM command set: DMRSL and DMSL, in blocks, and WZSL, a power of two
     /// in pages of 4096 bytes. A field that is 0 reports no limit.
-    pub fn parse(bytes: &[u8; PAGE], controller: &ControllerData) -> Limits {
+    pub fn parse(bytes: &[u8; PAGE], controller: &ControllerData) -> DeallocateLimits {
         let untold = Self::untold(controller);
         let ranges = [u32_at(bytes, 4).into(), u64_at(bytes, 8)];
         let told = ranges.into_iter().filter(|limit| *limit > 0);
-        Limits {
+        DeallocateLimits {
             range: told.min().unwrap_or(untold.range),
             zeroes: match bytes[1] {
                 0 => untold.zeroes,

@@ -23,7 +23,7 @@ mod namespace_data;
 pub mod nvm;
 mod status;
 
-pub use controller_data::{ControllerData, ControllerKind, Limits};
+pub use controller_data::{ControllerData, ControllerKind, DeallocateLimits};
 pub use entry::{Command, CommandId, Completion, Lba, NamespaceId, QueueId};
 pub use event::{AsyncEvent, EventKind};
 pub use log_page::{SmartLog, changed_namespaces};

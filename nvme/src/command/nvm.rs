@@ -69,7 +69,7 @@ const fn transfer(opcode: u8, namespace: NamespaceId, start: Lba, low: u32) -> C
         .with_12_13(low, 0)
 }
 
-/// Deallocates the blocks in from 1 to 256 ranges ([`Range`]), which are the command's data.
+/// Deallocates the blocks in from 1 to 256 ranges ([`DeallocateRange`]), which are the command's data.
 pub const fn deallocate(namespace: NamespaceId, ranges: u32) -> Command {
     const DEALLOCATE: u32 = 1 << 2;
     Command::new(opcode::DATASET_MANAGEMENT, namespace).with_10_11(ranges - 1, DEALLOCATE)
@@ -77,14 +77,14 @@ pub const fn deallocate(namespace: NamespaceId, ranges: u32) -> Command {
 
 /// A range of [`deallocate`]: 16 bytes, as two words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range {
+pub struct DeallocateRange {
     /// The first block.
     pub start: Lba,
     /// The number of blocks.
     pub blocks: u32,
 }
 
-impl Range {
+impl DeallocateRange {
     /// The number of its bytes.
     pub const BYTES: usize = 16;
 
@@ -94,8 +94,8 @@ impl Range {
     }
 
     /// Returns the range with these words.
-    pub const fn from_words(words: [u64; 2]) -> Range {
-        Range {
+    pub const fn from_words(words: [u64; 2]) -> DeallocateRange {
+        DeallocateRange {
             start: Lba(words[1]),
             blocks: (words[0] >> 32) as u32,
         }
@@ -120,11 +120,11 @@ mod tests {
         );
         let deallocate = deallocate(NamespaceId(1), 3);
         assert_eq!((deallocate.dword(10), deallocate.dword(11)), (2, 4));
-        let range = Range {
+        let range = DeallocateRange {
             start: Lba(u64::MAX),
             blocks: 9,
         };
         assert_eq!(range.words(), [9 << 32, u64::MAX]);
-        assert_eq!(Range::from_words(range.words()), range);
+        assert_eq!(DeallocateRange::from_words(range.words()), range);
     }
 }

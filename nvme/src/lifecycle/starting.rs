@@ -3,8 +3,8 @@
 use super::{ControllerTask, seconds};
 use crate::admin::AdminError;
 use crate::command::admin::{self, Identify};
-use crate::command::{ControllerData, ControllerKind, Limits, PAGE, QueueId};
-use crate::pair::Pair;
+use crate::command::{ControllerData, ControllerKind, DeallocateLimits, PAGE, QueueId};
+use crate::pair::QueuePair;
 use crate::registers::{self, Capabilities};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -165,15 +165,15 @@ impl<H: Hypervisor> ControllerTask<'_, H> {
     }
 
     /// Reads the most that one command may deallocate or clear.
-    async fn read_limits(&mut self, data: &ControllerData) -> Result<Limits, AdminError> {
+    async fn read_limits(&mut self, data: &ControllerData) -> Result<DeallocateLimits, AdminError> {
         let discards = data.deallocates || data.writes_zeroes;
         // Controllers before NVMe 1.4 do not know this structure.
         if !discards || registers::version(&**self.controller.registers()) < (1, 4) {
-            return Ok(Limits::untold(data));
+            return Ok(DeallocateLimits::untold(data));
         }
         match self.admin.read(admin::identify(Identify::Limits)).await {
-            Ok(bytes) => Ok(Limits::parse(&bytes, data)),
-            Err(AdminError::Refused { .. }) => Ok(Limits::untold(data)),
+            Ok(bytes) => Ok(DeallocateLimits::parse(&bytes, data)),
+            Err(AdminError::Refused { .. }) => Ok(DeallocateLimits::untold(data)),
             Err(error) => Err(error),
         }
     }
@@ -246,13 +246,13 @@ impl<H: Hypervisor> ControllerTask<'_, H> {
         Ok(())
     }
 
-    fn add_pairs(&mut self, count: usize, limits: Limits) -> Result<(), StartError> {
+    fn add_pairs(&mut self, count: usize, limits: DeallocateLimits) -> Result<(), StartError> {
         let controller = &self.controller;
         let mut pairs = Vec::new();
         for index in 0..count {
             let access = (controller.registers().clone(), &**controller.memory());
             let queue = QueueId(index as u16 + 1);
-            let pair = Pair::new(
+            let pair = QueuePair::new(
                 queue,
                 access,
                 controller.watch().clone(),

@@ -1,6 +1,6 @@
 //! The operations of the control plane on a queue pair, and those that are rare while it serves.
 
-use super::{MOST_RETRIES, Pair, QueuePairCounts};
+use super::{MOST_RETRIES, QueuePair, QueuePairCounts};
 use crate::command::{CommandId, Completion, NamespaceId, QueueId, Status};
 use crate::slots::Owner;
 use crate::splits;
@@ -37,7 +37,7 @@ pub struct Late {
 /// The status of a command of a cancelled request that the controller has not completed.
 const UNSENT: Status = Status::ABORT_REQUESTED;
 
-impl Pair {
+impl QueuePair {
     /// Returns the number of the queue pair.
     pub fn queue(&self) -> QueueId {
         self.queue

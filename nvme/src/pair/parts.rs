@@ -1,12 +1,12 @@
 //! Requests that take several commands.
 
-use super::{Pair, QueuePairState, forget, transfer};
+use super::{QueuePair, QueuePairState, forget, transfer};
 use crate::prp::{Part, Run, run};
 use crate::slots::Owner;
 use crate::splits::{Action, Blocks};
 use bulkhead_images::{IoError, IoSegment, Submitted, Tag};
 
-impl Pair {
+impl QueuePair {
     /// Begins a request that takes several commands.
     #[cold]
     pub(super) fn split(

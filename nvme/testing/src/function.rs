@@ -1,7 +1,7 @@
 //! The controller's PCI function and its registers.
 
 use crate::device::Device;
-use bulkhead_nvme::{BusMastering, Function, Vectors};
+use bulkhead_nvme::{BusMastering, ControllerFunction, ControllerVectors};
 use bulkhead_xen::{Errno, Port, Registers};
 use bulkhead_xen_sim::SimVcpu;
 use bulkhead_xen_sim::pci::DeviceModel;
@@ -28,7 +28,7 @@ impl FakeFunction {
     }
 }
 
-impl Function<SimVcpu> for FakeFunction {
+impl ControllerFunction<SimVcpu> for FakeFunction {
     fn name(&self) -> &str {
         &self.name
     }
@@ -37,7 +37,7 @@ impl Function<SimVcpu> for FakeFunction {
         Arc::new(FakeRegisters(self.device.clone()))
     }
 
-    fn vectors(&self) -> Arc<dyn Vectors<SimVcpu>> {
+    fn vectors(&self) -> Arc<dyn ControllerVectors<SimVcpu>> {
         Arc::new(FakeVectors(self.device.clone()))
     }
 
@@ -58,7 +58,7 @@ impl Function<SimVcpu> for FakeFunction {
 
 struct FakeVectors(Shared);
 
-impl Vectors<SimVcpu> for FakeVectors {
+impl ControllerVectors<SimVcpu> for FakeVectors {
     fn count(&self) -> usize {
         lock(&self.0).config.vectors
     }

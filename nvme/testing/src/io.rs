@@ -47,15 +47,18 @@ impl Device {
     }
 
     /// Reads the ranges that a command is to deallocate.
-    pub fn ranges(&self, command: &Command) -> Result<Vec<nvm::Range>, Refused> {
+    pub fn ranges(&self, command: &Command) -> Result<Vec<nvm::DeallocateRange>, Refused> {
         let count = (command.dword(10) & 0xff) as usize + 1;
-        let mut bytes = vec![0; count * nvm::Range::BYTES];
+        let mut bytes = vec![0; count * nvm::DeallocateRange::BYTES];
         self.read_data(command, &mut bytes)?;
         let range = |range: &[u8]| {
             let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| range[at + i]));
-            nvm::Range::from_words([word(0), word(8)])
+            nvm::DeallocateRange::from_words([word(0), word(8)])
         };
-        Ok(bytes.chunks(nvm::Range::BYTES).map(range).collect())
+        Ok(bytes
+            .chunks(nvm::DeallocateRange::BYTES)
+            .map(range)
+            .collect())
     }
 
     /// Returns the bytes of a namespace that some blocks are.

@@ -17,7 +17,7 @@ use bulkhead_images::testing::OpenNow;
 use bulkhead_images::{
     Access, Io, IoQueue, IoSegment, Op, Owner, QueueContext, Sector, Store, Submitted, Tag,
 };
-use bulkhead_nbd::{Exports, Settings, nbd_store};
+use bulkhead_nbd::{ExportSettings, Exports, nbd_store};
 use bulkhead_nbd_testing::{Config, FakeServer};
 use bulkhead_net_testing::world::World;
 use bulkhead_xen::{DomId, PAGE_SIZE, VcpuId};
@@ -119,7 +119,7 @@ impl Load {
                 }
             }),
         );
-        let settings = Settings {
+        let settings = ExportSettings {
             vcpus: 1,
             timeout: None,
         };

@@ -2,7 +2,7 @@
 
 use crate::changes::{Changes, Stale};
 use crate::device::{BACKENDS, DeviceId};
-use crate::engine::Options;
+use crate::engine::QueueOptions;
 use crate::frontends::is_within;
 use crate::id::VbdId;
 use crate::services::Services;
@@ -43,7 +43,14 @@ impl<H: Hypervisor> Backend<H> {
     /// Returns a backend without any disk yet.
     pub fn new(handle: Handle<H>, store: Client, region: Region<H>, catalog: Catalog) -> Rc<Self> {
         let (vcpus, stores) = (vec![handle.spawner()], Stores::new(catalog));
-        Self::with(vcpus, handle, store, region, stores, Options::default())
+        Self::with(
+            vcpus,
+            handle,
+            store,
+            region,
+            stores,
+            QueueOptions::default(),
+        )
     }
 
     /// Returns a backend as [`new`](Self::new) does, which serves on these vCPUs with the operator's options.
@@ -53,7 +60,7 @@ impl<H: Hypervisor> Backend<H> {
         store: Client,
         region: Region<H>,
         stores: Stores,
-        options: Options,
+        options: QueueOptions,
     ) -> Rc<Self> {
         let services = Services::new(vcpus, handle, store, region, stores, options);
         let (disks, unserved) = Default::default();

@@ -2,7 +2,7 @@
 
 use crate::admission::{Admission, Refused};
 use crate::device::DeviceId;
-use crate::engine::{Needs, Options};
+use crate::engine::{Needs, QueueOptions};
 use crate::error_nodes::ErrorNodes;
 use crate::frontends::GuestFrontends;
 use crate::guest_log::GuestLogs;
@@ -35,7 +35,7 @@ pub struct Services<H: Hypervisor> {
     /// The shares of memory, address space and grants that each disk has or may take.
     pub admission: Admission,
     /// The options with which queues are served.
-    pub options: Options,
+    pub options: QueueOptions,
     /// The counters of the connected disks.
     pub statistics: Statistics,
     /// The watches on frontends' directories.
@@ -59,7 +59,7 @@ impl<H: Hypervisor> Services<H> {
         store: Client,
         region: Region<H>,
         stores: Stores,
-        options: Options,
+        options: QueueOptions,
     ) -> Self {
         let vcpus = Vcpus::new(vcpus);
         let limits = Limits {

@@ -1,6 +1,6 @@
 //! The sleeps of a queue while requests gather, on a clock that only the tests move.
 
-use bulkhead_blkback::engine::Options;
+use bulkhead_blkback::engine::QueueOptions;
 use bulkhead_blkback_testkit::{
     Frontend, Guest, IMAGE_SIZE, LateDisks, Setup, Style, World, content,
 };
@@ -65,9 +65,9 @@ fn a_frontend_notifies_once_for_a_batch() {
     for persistent in [false, true] {
         // A closed loop is polled otherwise, and this clock stands still meanwhile.
         let world = World::with(Setup {
-            options: Options {
+            options: QueueOptions {
                 poll: Some(Duration::ZERO),
-                ..Options::default()
+                ..QueueOptions::default()
             },
             ..Setup::default()
         });

@@ -1,6 +1,6 @@
 //! Long discards that no guest waits for any more, and those that one still waits for.
 
-use bulkhead_blkback::engine::Options;
+use bulkhead_blkback::engine::QueueOptions;
 use bulkhead_blkback_testkit::{
     Bystander, DeviceHook, Frontend, Guest, SECTORS, Setup, World, content,
 };
@@ -25,9 +25,9 @@ fn world(discard: DiscardMode) -> (World, DeviceHook) {
     let mut setup = Setup {
         layer: Some(hook.layer("xvdl")),
         reservation: true,
-        options: Options {
+        options: QueueOptions {
             discard,
-            ..Options::default()
+            ..QueueOptions::default()
         },
         ..Setup::default()
     };

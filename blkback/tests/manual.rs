@@ -2,7 +2,7 @@
 
 use bulkhead_blkback::availability::{online, refuse_changes};
 use bulkhead_blkback::control::shutdown_requested;
-use bulkhead_blkback::engine::{Options, QueueCounts};
+use bulkhead_blkback::engine::{QueueCounts, QueueOptions};
 use bulkhead_blkback_testkit::{Frontend, Guest, Setup, Style, World};
 use bulkhead_images::{Access, Stores};
 use bulkhead_xen::VcpuId;
@@ -66,7 +66,7 @@ fn every_store_and_every_option_of_a_target() {
 
 #[test]
 fn every_option_of_the_command_line() {
-    let mut keys: BTreeSet<&str> = Options::KEYS.into();
+    let mut keys: BTreeSet<&str> = QueueOptions::KEYS.into();
     keys.extend(constants(include_str!("../src/unikernel/main.rs")));
     keys.extend(constants(include_str!("../src/unikernel/network.rs")));
     keys.extend(constants(include_str!("../../net/src/settings.rs")));

@@ -1,6 +1,6 @@
 //! A driver domain that crashes after any of its instructions and goes on serving its disks.
 
-use bulkhead_blkback::engine::Options;
+use bulkhead_blkback::engine::QueueOptions;
 use bulkhead_blkback_testkit::{Crash, Frontend, Guest, PATHS, Random, Setup, Style, World};
 use bulkhead_ring::blkif::{
     Abi, BlkifSector, Discard, Operation, Request, RequestId, Status, TransferKind,
@@ -10,7 +10,7 @@ use bulkhead_xenbus::XenbusState;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-pub fn world(options: Options) -> World {
+pub fn world(options: QueueOptions) -> World {
     World::with(Setup {
         options,
         recover: true,
@@ -20,7 +20,7 @@ pub fn world(options: Options) -> World {
 
 #[test]
 fn nothing_is_kept_where_a_crash_ends_the_domain_anyway() {
-    let world = world(Options::default());
+    let world = world(QueueOptions::default());
     world.backend.services.kept_queues.unless(|| true);
     let guest = Guest::new(&world);
     let disk = guest.attach("xvda", "ram:disk0");
@@ -215,9 +215,9 @@ pub fn rounds() -> u64 {
 
 fn on_path(path: usize) {
     let (data_path, persistent) = PATHS[path];
-    let options = Options {
+    let options = QueueOptions {
         data_path,
-        ..Options::default()
+        ..QueueOptions::default()
     };
     let case = Case {
         world: &|| world(options),
@@ -264,7 +264,7 @@ pub fn collect_all(disk: &mut Frontend<'_>, expected: &[RequestId], why: &str) {
 
 #[test]
 fn crashes_follow_each_other_while_requests_are_served_again() {
-    let world = world(Options::default());
+    let world = world(QueueOptions::default());
     let guest = Guest::with_memory(&world, 2048);
     let style = |abi| Style {
         abi,
@@ -309,7 +309,7 @@ fn crashes_follow_each_other_while_requests_are_served_again() {
 
 #[test]
 fn several_queues_are_taken_up_together() {
-    let world = world(Options::default());
+    let world = world(QueueOptions::default());
     let guest = Guest::with_memory(&world, 2048);
     let style = Style {
         queues: 3,
@@ -434,7 +434,7 @@ fn a_long_discard_is_begun_again_and_no_later_request_overtakes_it() {
 
 #[test]
 fn what_happens_while_nobody_serves_is_seen_afterwards() {
-    let world = world(Options::default());
+    let world = world(QueueOptions::default());
     let (one, other) = (Guest::new(&world), Guest::new(&world));
     let mut stays = one.attach("xvda", "ram:disk0").connected();
     let detached = one.attach("xvdb", "ram:disk1").connected();
@@ -479,7 +479,7 @@ fn what_happens_while_nobody_serves_is_seen_afterwards() {
 
 #[test]
 fn a_ring_full_of_large_requests_is_served_while_they_are_kept() {
-    let world = world(Options::default());
+    let world = world(QueueOptions::default());
     let guest = Guest::with_memory(&world, 8192);
     let mut disk = guest.attach("xvda", "null:64M").connected();
     for round in 0..10 {

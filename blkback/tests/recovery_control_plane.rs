@@ -1,7 +1,7 @@
 //! A driver domain that crashes while it talks to xenstored.
 
 use crate::recovery::world;
-use bulkhead_blkback::engine::Options;
+use bulkhead_blkback::engine::QueueOptions;
 use bulkhead_blkback_testkit::{Crash, Guest, Random, World};
 
 /// Crashes while statistics are written, and goes on serving: after any instruction from that many calls into Xen on.
@@ -10,7 +10,7 @@ fn a_crash_within_the_exchange_with_xenstored_ends_nothing() {
     let mut crashes = 0;
     let mut random = Random::new(8);
     for _ in 0..4 {
-        let world = world(Options::default());
+        let world = world(QueueOptions::default());
         let guest = Guest::with_memory(&world, 2048);
         let mut disk = guest.attach("xvda", "ram:disk0").connected();
         let node = disk.backend_path("statistics");

@@ -2,7 +2,7 @@
 //! that forges.
 
 use super::recovery::{collect_all, push_writes, world};
-use bulkhead_blkback::engine::Options;
+use bulkhead_blkback::engine::QueueOptions;
 use bulkhead_blkback_testkit::{Frontend, Guest, Random, Style, World};
 use bulkhead_xen_sim::xenstore::toolstack;
 use bulkhead_xenbus::XenbusState;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 #[test]
 fn a_disk_whose_directory_is_gone_or_another_ones_is_not_taken_up() {
-    let world = world(Options::default());
+    let world = world(QueueOptions::default());
     let guest = Guest::new(&world);
     let gone = guest.attach("xvda", "ram:disk0").connected();
     let other = guest.attach("xvdb", "ram:disk1").connected();
@@ -39,7 +39,7 @@ fn a_disk_whose_directory_is_gone_or_another_ones_is_not_taken_up() {
 /// Connects two disks, leaves a request of each unserved, crashes, lets `damage` change what survived, and restarts.
 /// Returns whether each disk is still connected.
 fn damaged(damage: impl FnOnce(&mut [u8])) -> [bool; 2] {
-    let world = world(Options::default());
+    let world = world(QueueOptions::default());
     let guest = Guest::new(&world);
     let mut disks = ["xvda", "xvdb"].map(|name| {
         let target = format!("ram:disk{}", name.ends_with('b') as u8);
@@ -107,7 +107,7 @@ fn nothing_that_survives_ends_the_next_boot() {
 
 #[test]
 fn a_frontend_that_forges_the_index_harms_itself() {
-    let world = world(Options::default());
+    let world = world(QueueOptions::default());
     let guest = Guest::new(&world);
     let mut forger = guest.attach("xvda", "ram:disk0").connected();
     let mut other = guest.attach("xvdb", "ram:disk1").connected();
@@ -148,7 +148,7 @@ fn kept(world: &World, disks: &[Frontend<'_>]) -> Vec<bool> {
 
 #[test]
 fn a_disk_for_whose_queues_too_few_places_are_left_takes_none() {
-    let world = world(Options::default());
+    let world = world(QueueOptions::default());
     let guests: Vec<_> = (0..33).map(|_| Guest::new(&world)).collect();
     let connect = |number: usize, queues| {
         let style = Style {
@@ -168,7 +168,7 @@ fn a_disk_for_whose_queues_too_few_places_are_left_takes_none() {
 
 #[test]
 fn a_guest_with_many_disks_leaves_places_to_others() {
-    let world = world(Options::default());
+    let world = world(QueueOptions::default());
     let many = Guest::with_memory(&world, 4096);
     let names = ('a'..='t').map(|letter| format!("xvd{letter}"));
     let attach = |name: String| many.attach(&name, "null:1M").connected();

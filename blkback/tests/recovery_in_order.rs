@@ -1,7 +1,7 @@
 //! A driver domain that crashes between any two of the writes that put a response.
 
 use super::recovery::{collect_all, push_writes, world};
-use bulkhead_blkback::engine::Options;
+use bulkhead_blkback::engine::QueueOptions;
 use bulkhead_blkback_testkit::{Crash, Frontend, Guest, Style, World};
 use bulkhead_ring::blkif::{Abi, RequestId};
 use std::collections::BTreeSet;
@@ -141,7 +141,7 @@ fn crash_between(
     begins: impl Fn(Moment) -> bool,
     ends: impl Fn(Moment) -> bool,
 ) -> BTreeSet<Moment> {
-    let world = world(Options::default());
+    let world = world(QueueOptions::default());
     let guest = Guest::with_memory(&world, 2048);
     let style = Style {
         abi,

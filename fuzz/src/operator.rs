@@ -2,7 +2,7 @@
 
 use crate::heap;
 use bulkhead_blkback::control::ShutdownRequest;
-use bulkhead_blkback::engine::Options;
+use bulkhead_blkback::engine::QueueOptions;
 use bulkhead_images::{Catalog, GrowRequest, ImageMemory};
 use std::ptr::NonNull;
 use std::time::Duration;
@@ -47,11 +47,11 @@ fn options(text: &str) {
         pairs.find(|pair| pair.0 == key).map(|pair| pair.1)
     };
     let mut mistakes = 0;
-    let options = Options::parse(value, |mistake| {
+    let options = QueueOptions::parse(value, |mistake| {
         mistakes += 1;
         assert!(mistake.to_string().contains("the default is used"));
     });
-    let given = Options::KEYS.iter().filter(|key| value(key).is_some());
+    let given = QueueOptions::KEYS.iter().filter(|key| value(key).is_some());
     assert!(mistakes <= given.count());
     for span in [options.poll, options.hold].into_iter().flatten() {
         assert!(span <= Duration::from_millis(10));

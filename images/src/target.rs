@@ -67,7 +67,7 @@ impl core::error::Error for NoScheme {}
 
 /// Options that follow the store, each after a comma. A store refuses those that have no meaning for it.
 #[derive(Default)]
-pub struct Options {
+pub struct TargetOptions {
     /// `sector-size=`
     pub sector_size: Option<SectorSize>,
     /// `physical-sector-size=`
@@ -78,10 +78,10 @@ pub struct Options {
     pub shared: Option<bool>,
 }
 
-impl Options {
+impl TargetOptions {
     /// Reads the options.
-    pub fn parse(text: Option<&str>) -> Result<Options, TargetError> {
-        let mut options = Options::default();
+    pub fn parse(text: Option<&str>) -> Result<TargetOptions, TargetError> {
+        let mut options = TargetOptions::default();
         for option in text.into_iter().flat_map(|text| text.split(',')) {
             match option.split_once('=') {
                 Some(("sector-size", value)) => {

@@ -21,7 +21,7 @@ const MOST_LINES: usize = 4;
 
 /// The settings for all servers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Settings {
+pub struct ExportSettings {
     /// The vCPUs on which guests' requests are served.
     pub vcpus: usize,
     /// The time for which requests wait for a server that is gone before they fail. `None`: for ever.
@@ -31,17 +31,17 @@ pub struct Settings {
 /// The longest such time that an operator can set, in seconds.
 const LONGEST_TIMEOUT: u32 = 86_400;
 
-impl Settings {
+impl ExportSettings {
     /// Reads the time for which an operator wants requests to wait, in seconds; 0 is no limit. The error says what was
     /// expected.
     ///
     /// ```
-    /// use bulkhead_nbd::Settings;
+    /// use bulkhead_nbd::ExportSettings;
     /// use core::time::Duration;
     ///
-    /// assert_eq!(Settings::parse_timeout("60"), Ok(Some(Duration::from_secs(60))));
-    /// assert_eq!(Settings::parse_timeout("0"), Ok(None));
-    /// assert!(Settings::parse_timeout("a minute").is_err());
+    /// assert_eq!(ExportSettings::parse_timeout("60"), Ok(Some(Duration::from_secs(60))));
+    /// assert_eq!(ExportSettings::parse_timeout("0"), Ok(None));
+    /// assert!(ExportSettings::parse_timeout("a minute").is_err());
     /// ```
     pub fn parse_timeout(text: &str) -> Result<Option<Duration>, String> {
         match text.parse() {
@@ -59,7 +59,7 @@ pub struct Exports<H: Hypervisor> {
     handle: Handle<H>,
     network: Rc<dyn Network>,
     tls: Option<Rc<dyn Tls>>,
-    settings: Settings,
+    settings: ExportSettings,
     /// All exports, with TLS and without it.
     all: Rc<RefCell<Vec<Arc<Export>>>>,
     waiting: Arc<Mutex<Waiters>>,
@@ -72,7 +72,7 @@ impl<H: Hypervisor> Exports<H> {
         handle: Handle<H>,
         network: Rc<dyn Network>,
         tls: Option<Rc<dyn Tls>>,
-        settings: Settings,
+        settings: ExportSettings,
     ) -> Rc<Self> {
         Rc::new(Exports {
             handle,
@@ -117,7 +117,7 @@ impl<H: Hypervisor> Exports<H> {
         }
     }
 
-    pub(crate) fn settings(&self) -> Settings {
+    pub(crate) fn settings(&self) -> ExportSettings {
         self.settings
     }
 

@@ -15,7 +15,7 @@
 //! are served.
 //!
 //! If a connection drops, or the server does not answer, the line connects again, and asks again for everything that
-//! was not answered; guests only see the delay, for as long as [`Settings::timeout`] says. A server that comes back
+//! was not answered; guests only see the delay, for as long as [`ExportSettings::timeout`] says. A server that comes back
 //! with another export in the old one's place is refused.
 //!
 //! The protocol has no means to take a command back. A server that is slow, and not gone, may do a write of the old
@@ -55,7 +55,7 @@ mod sender;
 mod store;
 pub mod wire;
 
-pub use exports::{Exports, Settings};
+pub use exports::{ExportSettings, Exports};
 pub use handshake::HandshakeError;
 pub use line::LineCounts;
 pub use name::ExportName;

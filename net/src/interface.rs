@@ -3,7 +3,7 @@
 use crate::device::{NetDevice, PacketCounts, domain_time};
 use crate::lease::{DhcpAnswers, Lease};
 use crate::neighbours::{Neighbours, next_hop};
-use crate::settings::Settings;
+use crate::settings::InterfaceSettings;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
@@ -54,9 +54,9 @@ pub(crate) struct InterfaceState<H: Hypervisor> {
     /// The name server that has answered last.
     pub(crate) first_name_server: Option<IpAddress>,
     pub(crate) lease: Option<Lease>,
-    pub(crate) settings: Settings,
+    pub(crate) settings: InterfaceSettings,
     /// The settings that a DHCP server has given.
-    pub(crate) leased: Settings,
+    pub(crate) leased: InterfaceSettings,
     /// The sockets of closed connections, with their ports.
     leaving: Vec<(SocketHandle, u16)>,
     next_port: u16,
@@ -84,7 +84,7 @@ impl<H: Hypervisor> Interface<H> {
     pub fn new(
         name: String,
         handle: &Handle<H>,
-        settings: Settings,
+        settings: InterfaceSettings,
         random: fn() -> u64,
     ) -> Rc<Self> {
         let mut sockets = SocketSet::new(Vec::new());
@@ -100,7 +100,7 @@ impl<H: Hypervisor> Interface<H> {
                 first_name_server: None,
                 lease,
                 settings,
-                leased: Settings::default(),
+                leased: InterfaceSettings::default(),
                 leaving: Vec::new(),
                 // Another one after each boot, so that servers do not take a connection for an old one.
                 next_port: FIRST_PORT | (handle.now().0 >> 10 ^ random()) as u16,

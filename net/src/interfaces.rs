@@ -5,7 +5,7 @@ use crate::interface::Interface;
 use crate::leftovers::Leftovers;
 use crate::lifecycle::live;
 use crate::names::resolve;
-use crate::settings::Settings;
+use crate::settings::InterfaceSettings;
 use crate::tcp::TcpStream;
 use crate::traces::Traces;
 use alloc::boxed::Box;
@@ -46,7 +46,7 @@ pub struct Interfaces<H: Hypervisor> {
     grants: TableOnDemand<H>,
     /// The addresses of interface 0, and the queues of all. Other interfaces have only the addresses that they make for
     /// themselves.
-    settings: Settings,
+    settings: InterfaceSettings,
     random: fn() -> u64,
     all: RefCell<Vec<Followed<H>>>,
     /// The time until which connections wait for an interface.
@@ -73,7 +73,7 @@ impl<H: Hypervisor> Interfaces<H> {
         store: Client,
         memory: Arc<dyn Reservation>,
         grants: TableOnDemand<H>,
-        settings: Settings,
+        settings: InterfaceSettings,
         random: fn() -> u64,
         traces: Traces,
     ) -> Rc<Self> {
@@ -139,7 +139,7 @@ impl<H: Hypervisor> Interfaces<H> {
         }
         let settings = match number {
             0 => self.settings.clone(),
-            _ => Settings::default(),
+            _ => InterfaceSettings::default(),
         };
         let name = format!("vif{number}");
         let interface = Interface::new(name, &self.handle, settings, self.random);

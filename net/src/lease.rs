@@ -2,7 +2,7 @@
 
 use crate::interface::InterfaceState;
 use crate::packet::Contents;
-use crate::settings::Settings;
+use crate::settings::InterfaceSettings;
 use bulkhead_executor::RateLimit;
 use bulkhead_xen::{Hypervisor, Instant};
 use core::fmt;
@@ -123,7 +123,7 @@ impl<H: Hypervisor> InterfaceState<H> {
         let has_address = !self.leased.addresses.is_empty();
         let told = match self.sockets.get_mut::<Socket<'_>>(lease.socket).poll() {
             None => return lease.note(has_address, name, now),
-            Some(Event::Deconfigured) => Settings::default(),
+            Some(Event::Deconfigured) => InterfaceSettings::default(),
             Some(Event::Configured(config)) => match settings(&config) {
                 Some(settings) => settings,
                 None => {
@@ -132,7 +132,7 @@ impl<H: Hypervisor> InterfaceState<H> {
                         "network {name}: the DHCP server {server} gives {address}, which no interface can have"
                     );
                     lease.tell(now, Level::Error, line);
-                    Settings::default()
+                    InterfaceSettings::default()
                 }
             },
         };
@@ -161,12 +161,12 @@ impl<H: Hypervisor> InterfaceState<H> {
 }
 
 /// Returns the settings that a server gives, as far as they are of use; `None` if no interface can have the address.
-fn settings(told: &Config<'_>) -> Option<Settings> {
+fn settings(told: &Config<'_>) -> Option<InterfaceSettings> {
     let given = |address: &smoltcp::wire::Ipv4Address| {
         let all = IpAddress::Ipv4(*address);
         all.is_unicast() && !address.is_loopback()
     };
-    is_usable(told.address).then(|| Settings {
+    is_usable(told.address).then(|| InterfaceSettings {
         dhcp: true,
         addresses: [IpCidr::Ipv4(told.address)].into(),
         gateways: told

@@ -29,7 +29,7 @@
 //! domain loses the address from which it comes. A backend that keeps pages does not hold up the next one, nor an end
 //! of the interface: they are taken back when it lets go of them.
 //!
-//! Read next: [`Interfaces`]; [`TcpStream`]; [`decide`], the state machine; [`Settings`], the command line.
+//! Read next: [`Interfaces`]; [`TcpStream`]; [`decide`], the state machine; [`InterfaceSettings`], the command line.
 
 #![no_std]
 #![deny(unsafe_code)]
@@ -65,7 +65,7 @@ pub use device::PacketCounts;
 pub use interface::Interface;
 pub use interfaces::Interfaces;
 pub use sequences::Repeats;
-pub use settings::{Settings, SettingsError};
+pub use settings::{InterfaceSettings, SettingsError};
 pub use state_machine::{Observed, Phase, Step, decide};
 pub use tcp::TcpStream;
 pub use traces::{Numbers, Traces};

@@ -21,7 +21,7 @@ const MOST_QUEUES: u8 = 4;
 
 /// The addresses and queues of an interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Settings {
+pub struct InterfaceSettings {
     /// True if a server is asked for an IPv4 address (`ip=dhcp`).
     pub dhcp: bool,
     /// Its addresses (`ip=10.0.0.7/24`, `ip=10.0.0.7/24,fd00::7/64`).
@@ -65,13 +65,13 @@ impl fmt::Display for SettingsError {
 
 impl core::error::Error for SettingsError {}
 
-impl Settings {
+impl InterfaceSettings {
     /// The keys of these settings on a command line.
     pub const KEYS: [&str; 4] = [IP, GATEWAY, DNS, QUEUES];
 
     /// Reads the settings from a command line. A word with a mistake is left out; the others are not affected.
-    pub fn parse(line: &str, mut mistaken: impl FnMut(SettingsError)) -> Settings {
-        let mut settings = Settings::default();
+    pub fn parse(line: &str, mut mistaken: impl FnMut(SettingsError)) -> InterfaceSettings {
+        let mut settings = InterfaceSettings::default();
         for word in line.split_ascii_whitespace() {
             let before = settings.clone();
             if let Err(error) = settings.take(word) {
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn the_command_line_gives_addresses() {
-        let mut settings = Settings::default();
+        let mut settings = InterfaceSettings::default();
         for word in [
             "ip=10.0.0.7/24,fd00::7/64",
             "gateway=10.0.0.1",
@@ -165,7 +165,7 @@ mod tests {
         assert_eq!(format!("{}", settings.addresses[0]), "10.0.0.7/24");
         assert_eq!(format!("{}", settings.addresses[1]), "fd00::7/64");
         assert_eq!(settings.gateways.len() + settings.name_servers.len(), 2);
-        let mut dhcp = Settings::default();
+        let mut dhcp = InterfaceSettings::default();
         assert_eq!(dhcp.take("ip=dhcp"), Ok(true));
         assert!(dhcp.dhcp && dhcp.addresses.is_empty());
         assert_eq!(dhcp.queues, None);
@@ -177,14 +177,14 @@ mod tests {
     fn a_mistake_costs_its_own_word_alone() {
         let mut mistakes = Vec::new();
         let line = "log=debug ip=10.0.0.7/24,rubbish ip=10.0.0.8/24 gateway=? watchdog=0";
-        let settings = Settings::parse(line, |mistake| mistakes.push(mistake.to_string()));
+        let settings = InterfaceSettings::parse(line, |mistake| mistakes.push(mistake.to_string()));
         assert_eq!(settings.addresses.len(), 1);
         assert_eq!(settings.addresses[0].to_string(), "10.0.0.8/24");
         assert!(settings.gateways.is_empty() && !settings.dhcp);
         assert_eq!(mistakes.len(), 2, "{mistakes:?}");
-        for key in Settings::KEYS {
+        for key in InterfaceSettings::KEYS {
             let mut mistakes = 0;
-            Settings::parse(&format!("{key}=?"), |_| mistakes += 1);
+            InterfaceSettings::parse(&format!("{key}=?"), |_| mistakes += 1);
             assert_eq!(mistakes, 1, "{key}");
         }
     }
@@ -205,7 +205,10 @@ mod tests {
             ("net-queues=5", "net-queues=5 is not a number from 1 to 4"),
             ("net-queues=", "net-queues= is not a number from 1 to 4"),
         ] {
-            let error = Settings::default().take(word).expect_err(word).to_string();
+            let error = InterfaceSettings::default()
+                .take(word)
+                .expect_err(word)
+                .to_string();
             assert!(error.contains(reason), "{word}: {error}");
         }
     }

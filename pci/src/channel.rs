@@ -3,7 +3,7 @@
 
 use crate::address::Slot;
 use crate::error::OperationError;
-use crate::frontend::Options;
+use crate::frontend::FrontendOptions;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
@@ -49,7 +49,7 @@ pub struct Operation {
 /// The channel to pciback.
 pub struct Channel<H: Hypervisor> {
     handle: Handle<H>,
-    options: Options,
+    options: FrontendOptions,
     /// Not freed when the channel is dropped: pciback may have it mapped, and has when the domain ends. [`give_up`]
     /// takes it back.
     page: ManuallyDrop<SharedMemory<H>>,
@@ -93,7 +93,7 @@ impl<H: Hypervisor> Channel<H> {
         handle: &Handle<H>,
         mut page: SharedMemory<H>,
         backend: DomId,
-        options: Options,
+        options: FrontendOptions,
     ) -> Result<Rc<Self>, String> {
         let hypervisor = handle.hypervisor();
         let granted = page.grant(hypervisor, backend);
@@ -109,7 +109,7 @@ impl<H: Hypervisor> Channel<H> {
         handle: &Handle<H>,
         page: SharedMemory<H>,
         port: Port,
-        options: Options,
+        options: FrontendOptions,
     ) -> Result<Rc<Self>, String> {
         let hypervisor = handle.hypervisor();
         if hypervisor.is_connected(port) != Ok(true) {
@@ -125,7 +125,12 @@ impl<H: Hypervisor> Channel<H> {
         Ok(channel)
     }
 
-    fn with(handle: &Handle<H>, page: SharedMemory<H>, port: Port, options: Options) -> Rc<Self> {
+    fn with(
+        handle: &Handle<H>,
+        page: SharedMemory<H>,
+        port: Port,
+        options: FrontendOptions,
+    ) -> Rc<Self> {
         (options.keep_port)(Some(port));
         let channel = Rc::new(Channel {
             handle: handle.clone(),
@@ -236,7 +241,7 @@ impl<H: Hypervisor> Channel<H> {
         Ok(self.read(OP + offset_of!(Op, value)))
     }
 
-    /// Waits until pciback has answered the last operation, for the time in [`Options::timeout`].
+    /// Waits until pciback has answered the last operation, for the time in [`FrontendOptions::timeout`].
     async fn answered(&self) -> Result<(), OperationError> {
         let deadline = self.handle.now() + self.options.timeout;
         loop {

@@ -22,7 +22,7 @@ pub enum OperationError {
     Errno(Errno),
     /// The answer is neither a code of the protocol nor an error number.
     Meaningless(i32),
-    /// pciback did not answer within the time in [`Options::timeout`](crate::Options::timeout).
+    /// pciback did not answer within the time in [`FrontendOptions::timeout`](crate::FrontendOptions::timeout).
     TimedOut,
     /// pciback is gone.
     Disconnected,

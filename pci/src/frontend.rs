@@ -44,7 +44,7 @@ pub trait Driver<H: PciHost> {
 
 /// How the frontend behaves.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct FrontendOptions {
     /// The longest time that pciback may take for an operation; by default 60 seconds. Under load, dom0 takes seconds.
     pub timeout: Duration,
     /// Called with the port of the channel to pciback before pciback is told of it, and with `None` when the channel
@@ -52,9 +52,9 @@ pub struct Options {
     pub keep_port: fn(Option<Port>),
 }
 
-impl Default for Options {
+impl Default for FrontendOptions {
     fn default() -> Self {
-        Options {
+        FrontendOptions {
             timeout: Duration::from_secs(60),
             keep_port: |_| (),
         }
@@ -68,7 +68,7 @@ pub struct Frontend<H: PciHost> {
     pool: PagePool,
     grants: TableOnDemand<H>,
     drivers: Vec<Rc<dyn Driver<H>>>,
-    options: Options,
+    options: FrontendOptions,
 }
 
 /// A function that pciback shows.
@@ -116,7 +116,7 @@ impl<H: PciHost> Frontend<H> {
         store: Client,
         memory: Arc<dyn Reservation>,
         grants: TableOnDemand<H>,
-        options: Options,
+        options: FrontendOptions,
     ) -> Self {
         Frontend {
             handle,

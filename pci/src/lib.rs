@@ -66,7 +66,7 @@ pub use bars::{BadBar, Bar};
 pub use capabilities::{Capability, MSI, MSIX, MsixTable, VENDOR_SPECIFIC};
 pub use config_space::{COMMAND_MASTER, COMMAND_MEMORY, ConfigSpace};
 pub use error::{OperationError, PciError};
-pub use frontend::{Driver, Frontend, Options};
+pub use frontend::{Driver, Frontend, FrontendOptions};
 pub use function::{Departure, Function};
 pub use identity::{Class, Identity};
 pub use interrupts::{Delivery, Interrupt, Vector, Vectors};

@@ -2,7 +2,7 @@
 
 use bulkhead_executor::{Executor, Handle};
 use bulkhead_grant::TableOnDemand;
-use bulkhead_pci::{Driver, Frontend, Function, Options};
+use bulkhead_pci::{Driver, Frontend, FrontendOptions, Function};
 use bulkhead_xen::VcpuId;
 use bulkhead_xen_sim::pci::toolstack::{backend_state, frontend_state};
 use bulkhead_xen_sim::pci::{DeviceModel, FunctionConfig, SimFunction};
@@ -85,9 +85,9 @@ impl Machine {
         let store = Client::start(&handle, ring);
         let memory = Arc::new(domain.hypervisor());
         let grants = TableOnDemand::new(domain.hypervisor());
-        let options = Options {
+        let options = FrontendOptions {
             timeout: TIMEOUT,
-            ..Options::default()
+            ..FrontendOptions::default()
         };
         let mut frontend = Frontend::new(handle.clone(), store, memory, grants, options);
         let kept = Kept::default();

@@ -9,7 +9,7 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
-use bulkhead_images::target::{Options, Target};
+use bulkhead_images::target::{Target, TargetOptions};
 use bulkhead_images::{Access, BlockDevice, OpenDevice, OpenError, Owner, RescanFuture, Store};
 use bulkhead_xen::{DomId, VcpuId};
 use core::any::Any;
@@ -253,7 +253,7 @@ impl DiskStore {
                 error => error.to_string(),
             })
         })?;
-        let options = Options::parse(target.options)?;
+        let options = TargetOptions::parse(target.options)?;
         let physical = options.physical_sector_size.is_some();
         for (option, given) in [
             ("sector-size", options.sector_size.is_some()),

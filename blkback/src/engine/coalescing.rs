@@ -16,7 +16,7 @@
 //! nothing.
 
 use super::closed_loop::ClosedLoop;
-use super::options::Options;
+use super::options::QueueOptions;
 use super::poll_window::{BlockCosts, Nanos, PollWindow, nanos};
 use bulkhead_xen::Instant;
 use core::num::NonZeroU32;
@@ -100,7 +100,7 @@ impl Sleep {
 
 impl Coalescer {
     /// Returns the state of a new queue.
-    pub fn new(options: Options, now: Instant, costs: BlockCosts) -> Self {
+    pub fn new(options: QueueOptions, now: Instant, costs: BlockCosts) -> Self {
         Coalescer {
             hold: nanos(options.hold.unwrap_or(MOST)),
             hold_of_slow: nanos(options.hold.unwrap_or(MOST_OF_SLOW)),

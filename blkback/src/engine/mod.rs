@@ -69,7 +69,7 @@ mod unreleased;
 
 pub use journal::Journal;
 pub use needs::Needs;
-pub use options::{DataPath, OptionError, Options};
+pub use options::{DataPath, OptionError, QueueOptions};
 pub use queue::Queue;
 pub use queue_control::{QueueControl, queue_control};
 pub use serve::serve;

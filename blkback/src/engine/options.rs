@@ -38,7 +38,7 @@ impl DataPath {
 
 /// The options with which queues are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Options {
+pub struct QueueOptions {
     /// The way to the frontend's pages (`data-path=`).
     pub data_path: DataPath,
     /// The longest time that an idle queue is polled before its task sleeps, in microseconds on the command line
@@ -51,9 +51,9 @@ pub struct Options {
     pub discard: DiscardMode,
 }
 
-impl Default for Options {
+impl Default for QueueOptions {
     fn default() -> Self {
-        Options {
+        QueueOptions {
             data_path: DataPath::Auto,
             poll: None,
             hold: None,
@@ -62,7 +62,7 @@ impl Default for Options {
     }
 }
 
-impl Options {
+impl QueueOptions {
     /// The keys of these options on the command line.
     pub const KEYS: [&str; 4] = [DATA_PATH, POLL, HOLD, DISCARD];
 
@@ -71,8 +71,8 @@ impl Options {
     pub fn parse<'a>(
         value: impl Fn(&str) -> Option<&'a str>,
         mut mistaken: impl FnMut(OptionError<'a>),
-    ) -> Options {
-        let mut options = Options::default();
+    ) -> QueueOptions {
+        let mut options = QueueOptions::default();
         if let Some(word) = value(DATA_PATH) {
             match DataPath::parse(word) {
                 Some(data_path) => options.data_path = data_path,
@@ -144,7 +144,7 @@ mod tests {
     use alloc::vec::Vec;
 
     /// Returns the options in `words`, and the messages about the mistaken ones.
-    fn parse(words: &[(&str, &'static str)]) -> (Options, Vec<String>) {
+    fn parse(words: &[(&str, &'static str)]) -> (QueueOptions, Vec<String>) {
         let mut mistakes = Vec::new();
         let value = |key: &str| {
             words
@@ -152,18 +152,18 @@ mod tests {
                 .find(|(name, _)| *name == key)
                 .map(|word| word.1)
         };
-        let options = Options::parse(value, |mistake| mistakes.push(mistake.to_string()));
+        let options = QueueOptions::parse(value, |mistake| mistakes.push(mistake.to_string()));
         (options, mistakes)
     }
 
     #[test]
     fn options_are_read() {
-        assert_eq!(parse(&[]), (Options::default(), Vec::new()));
+        assert_eq!(parse(&[]), (QueueOptions::default(), Vec::new()));
         let (options, mistakes) = parse(&[("data-path", "copy"), ("poll", "50")]);
         assert!(mistakes.is_empty(), "{mistakes:?}");
         assert_eq!(options.data_path, DataPath::Copy);
         assert_eq!(options.poll, Some(Duration::from_micros(50)));
-        assert_eq!(options.hold, Options::default().hold);
+        assert_eq!(options.hold, QueueOptions::default().hold);
         assert_eq!(options.discard, DiscardMode::Keep);
         let (options, mistakes) = parse(&[("discard", "release")]);
         assert!(mistakes.is_empty(), "{mistakes:?}");
@@ -173,9 +173,9 @@ mod tests {
     #[test]
     fn a_mistake_costs_its_own_option_alone() {
         let (options, mistakes) = parse(&[("data-path", "fast"), ("poll", "10000"), ("hold", "")]);
-        let expected = Options {
+        let expected = QueueOptions {
             poll: Some(Duration::from_millis(10)),
-            ..Options::default()
+            ..QueueOptions::default()
         };
         assert_eq!(options, expected);
         assert_eq!(
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn every_option_has_its_key() {
-        for key in Options::KEYS {
+        for key in QueueOptions::KEYS {
             assert_eq!(parse(&[(key, "?")]).1.len(), 1, "{key}");
         }
     }

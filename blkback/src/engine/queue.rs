@@ -4,7 +4,7 @@ use super::data_path::{PageAccess, Paths};
 use super::dispatch::Dispatcher;
 use super::error_log::ErrorLog;
 use super::needs::most_pages;
-use super::options::Options;
+use super::options::QueueOptions;
 use super::pieces::Pieces;
 use super::setup::{ConnectError, QueueError, QueueSetup};
 use super::stats::QueueStats;
@@ -35,7 +35,7 @@ pub struct Queue<H: Hypervisor> {
     stats: Arc<QueueStats>,
     /// True if hypercalls may have been made that the counters do not show yet.
     uncounted: bool,
-    options: Options,
+    options: QueueOptions,
 }
 
 impl<H: Hypervisor> Queue<H> {
@@ -129,7 +129,7 @@ impl<H: Hypervisor> Queue<H> {
     }
 
     /// Returns the options with which the queue is served.
-    pub fn options(&self) -> Options {
+    pub fn options(&self) -> QueueOptions {
         self.options
     }
 

@@ -1,7 +1,7 @@
 //! The parameters of a queue, and the errors of connecting to it and serving it.
 
 use super::journal::Journal;
-use super::options::Options;
+use super::options::QueueOptions;
 use super::turns::Turn;
 use super::unreleased::Unreleased;
 use crate::guest_log::GuestLog;
@@ -46,7 +46,7 @@ pub struct QueueSetup {
     /// The journal of the queue's requests, for the time after a crash.
     pub journal: Journal,
     /// The options.
-    pub options: Options,
+    pub options: QueueOptions,
     /// The queue's part of the vCPU's turns.
     pub turn: Turn,
 }

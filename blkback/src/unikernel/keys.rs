@@ -1,15 +1,15 @@
 //! The keys that the command line may have.
 
 use crate::WATCHDOG;
-use bulkhead_blkback::engine::Options;
+use bulkhead_blkback::engine::QueueOptions;
 
 /// The number of all keys on the command line.
-const KEY_COUNT: usize = Options::KEYS.len() + 1 + NETWORK.len() + TLS.len() + RECOVERY.len();
+const KEY_COUNT: usize = QueueOptions::KEYS.len() + 1 + NETWORK.len() + TLS.len() + RECOVERY.len();
 
 /// All keys on the command line.
 pub const KEYS: [&str; KEY_COUNT] = {
     let mut all = [WATCHDOG; KEY_COUNT];
-    let lists: [&[&str]; 4] = [&Options::KEYS, NETWORK, TLS, RECOVERY];
+    let lists: [&[&str]; 4] = [&QueueOptions::KEYS, NETWORK, TLS, RECOVERY];
     let (mut key, mut list) = (0, 0);
     while list < lists.len() {
         let mut at = 0;

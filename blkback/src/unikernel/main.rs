@@ -22,7 +22,7 @@ use alloc::vec::Vec;
 use bulkhead_blkback::Backend;
 use bulkhead_blkback::availability::{online, refuse_changes};
 use bulkhead_blkback::control::{ShutdownRequest, crash_requested, shutdown_requested};
-use bulkhead_blkback::engine::Options;
+use bulkhead_blkback::engine::QueueOptions;
 use bulkhead_blkback::memory_target::follow_memory_target;
 use bulkhead_blkback::operator::{Command, answer_keys, answer_requests};
 use bulkhead_blkback::vcpus::learn_wakeup_latency;
@@ -326,10 +326,10 @@ fn own_functions(
     hypervisor: Hypercalls,
 ) -> bulkhead_pci::Frontend<Hypercalls> {
     let memory = Arc::new(hypervisor);
-    let options = bulkhead_pci::Options {
+    let options = bulkhead_pci::FrontendOptions {
         #[cfg(feature = "recover")]
         keep_port: bulkhead_kernel::recovery::restart::keep_port,
-        ..bulkhead_pci::Options::default()
+        ..bulkhead_pci::FrontendOptions::default()
     };
     bulkhead_pci::Frontend::new(handle.clone(), store.clone(), memory, grants, options)
 }
@@ -365,13 +365,13 @@ fn own_devices(
 }
 
 /// Reads the options on the command line. Logs words that it does not recognise.
-fn options(line: &'static str) -> Options {
+fn options(line: &'static str) -> QueueOptions {
     for word in unknown(line, &KEYS) {
         let known = KEYS.join(", ");
         log::warn!("command line: {word} is not known; known are log, {known}");
     }
     let mistaken = |mistake| log::error!("command line: {mistake}");
-    Options::parse(|key| value(line, key), mistaken)
+    QueueOptions::parse(|key| value(line, key), mistaken)
 }
 
 /// The key on the command line for the seconds after which Xen ends a domain that hangs.

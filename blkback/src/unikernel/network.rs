@@ -24,7 +24,7 @@ const TIMEOUT: &str = "nbd-timeout";
 
 /// All keys on the command line.
 pub const KEYS: [&str; 5] = {
-    let [ip, gateway, dns, queues] = bulkhead_net::Settings::KEYS;
+    let [ip, gateway, dns, queues] = bulkhead_net::InterfaceSettings::KEYS;
     [ip, gateway, dns, queues, TIMEOUT]
 };
 
@@ -58,7 +58,7 @@ impl Network {
     ) -> Network {
         let line = machine.command_line;
         let mistaken = |mistake| log::error!("command line: {mistake}");
-        let addresses = bulkhead_net::Settings::parse(line, mistaken);
+        let addresses = bulkhead_net::InterfaceSettings::parse(line, mistaken);
         let memory = Arc::new(machine.hypervisor);
         let interfaces = Interfaces::new(
             handle.clone(),
@@ -76,12 +76,12 @@ impl Network {
             log::error!("networks of our own cannot be followed any more: {error}");
         });
 
-        let timeout = value(line, TIMEOUT).map(bulkhead_nbd::Settings::parse_timeout);
+        let timeout = value(line, TIMEOUT).map(bulkhead_nbd::ExportSettings::parse_timeout);
         let timeout = timeout.unwrap_or(Ok(None)).unwrap_or_else(|expected| {
             log::error!("command line: {TIMEOUT}: {expected}; requests wait for ever");
             None
         });
-        let settings = bulkhead_nbd::Settings { vcpus, timeout };
+        let settings = bulkhead_nbd::ExportSettings { vcpus, timeout };
         let plain = Exports::new(handle.clone(), interfaces, None, settings);
         stores.register(Box::new(nbd_store(plain.clone())));
         let mut exports = Vec::from([plain.clone()]);

@@ -2,7 +2,7 @@
 
 use super::executors::Executors;
 use bulkhead_grant::TableOnDemand;
-use bulkhead_pci::{Driver, Frontend, Options};
+use bulkhead_pci::{Driver, Frontend, FrontendOptions};
 use bulkhead_xen::{DeviceStops, Instant, Port, Stopped};
 use bulkhead_xen_sim::{SimDomain, SimVcpu};
 use bulkhead_xenstore_client::Client;
@@ -48,9 +48,9 @@ pub fn follow(
     driver: Rc<dyn Driver<SimVcpu>>,
 ) {
     let (handle, memory) = (executors.handle(), Arc::new(domain.hypervisor()));
-    let options = Options {
+    let options = FrontendOptions {
         keep_port: |port| KEPT.set(port),
-        ..Options::default()
+        ..FrontendOptions::default()
     };
     let mut functions = Frontend::new(handle.clone(), store.clone(), memory, grants, options);
     functions.add_driver(driver);

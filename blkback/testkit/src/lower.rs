@@ -3,7 +3,7 @@
 use super::executors::Executors;
 use super::{World, ramdisk};
 use bulkhead_blkback::Backend;
-use bulkhead_blkback::engine::Options;
+use bulkhead_blkback::engine::QueueOptions;
 use bulkhead_blkback::operator::{Command, answer_requests};
 use bulkhead_grant::Region;
 use bulkhead_images::{Catalog, ImageMemory, Stores};
@@ -47,7 +47,7 @@ impl<'w> Lower<'w> {
         let store = Client::start(&handle, ring);
         let region = Region::new(domain.hypervisor()).expect("nobody else has the region");
         let (vcpus, stores) = (executors.spawners(), Stores::new(catalog));
-        let options = Options::default();
+        let options = QueueOptions::default();
         let backend = Backend::with(vcpus, handle.clone(), store, region, stores, options);
         let (serving, growing) = (backend.clone(), backend.clone());
         handle.spawn(async move {

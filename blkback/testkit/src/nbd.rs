@@ -3,7 +3,7 @@
 use super::executors::Executors;
 use super::network::{Network, interfaces};
 use bulkhead_grant::TableOnDemand;
-use bulkhead_nbd::{Exports, Settings};
+use bulkhead_nbd::{ExportSettings, Exports};
 use bulkhead_nbd_testing::{Config, FakeNetwork, FakeServer};
 use bulkhead_net::Traces;
 use bulkhead_xen_sim::{Sim, SimDomain, SimVcpu};
@@ -31,7 +31,7 @@ pub(crate) fn client(
     over_network: bool,
 ) -> Rc<Exports<SimVcpu>> {
     let vcpus = executors.spawners().len();
-    let settings = Settings {
+    let settings = ExportSettings {
         vcpus,
         timeout: None,
     };

@@ -3,7 +3,7 @@
 use super::executors::Executors;
 use bulkhead_grant::TableOnDemand;
 use bulkhead_nbd_testing::FakeServer;
-use bulkhead_net::{Interfaces, Settings, Traces};
+use bulkhead_net::{InterfaceSettings, Interfaces, Traces};
 use bulkhead_net_testing::{Connection, NetBack, Offered, Peer};
 use bulkhead_xen::Instant;
 use bulkhead_xen_sim::{DomainConfig, Sim, SimDomain, SimVcpu};
@@ -134,7 +134,7 @@ pub(crate) fn interfaces(
     store: &Client,
     (grants, traces): (TableOnDemand<SimVcpu>, Traces),
 ) -> Rc<Interfaces<SimVcpu>> {
-    let mut settings = Settings::default();
+    let mut settings = InterfaceSettings::default();
     let queues = format!("net-queues={}", executors.spawners().len().min(4));
     for word in ["ip=10.0.0.7/24", &queues] {
         assert_eq!(settings.take(word), Ok(true), "{word}");

@@ -6,7 +6,7 @@ use super::functions::kept_port;
 use super::stepping::{Busy, Crash};
 use super::{Nvme, Virtio, World, nbd, own_disks, resources::Resources};
 use bulkhead_blkback::Backend;
-use bulkhead_blkback::engine::Options;
+use bulkhead_blkback::engine::QueueOptions;
 use bulkhead_blkback::recovery::Memory;
 use bulkhead_blkfront::vbd_store;
 use bulkhead_executor::Handle;
@@ -35,13 +35,13 @@ pub struct Surviving {
     restarts: Cell<u32>,
     /// That of the last restart.
     backend: RefCell<Weak<Backend<SimVcpu>>>,
-    options: Options,
+    options: QueueOptions,
     layer: Option<Layer>,
     vcpus: u32,
 }
 
 impl Surviving {
-    pub(super) fn new(options: Options, layer: Option<Layer>, vcpus: u32) -> Surviving {
+    pub(super) fn new(options: QueueOptions, layer: Option<Layer>, vcpus: u32) -> Surviving {
         // SAFETY: the layout of a type that is not empty.
         let memory = unsafe { alloc_zeroed(Layout::new::<Memory>()) };
         Surviving {

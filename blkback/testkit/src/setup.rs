@@ -1,7 +1,7 @@
 //! The configuration of a simulated machine.
 
 use super::content;
-use bulkhead_blkback::engine::{DataPath, Options};
+use bulkhead_blkback::engine::{DataPath, QueueOptions};
 use bulkhead_images::testing::Layer;
 use bulkhead_images::{DiscardMode, Store};
 use bulkhead_nvme_testing::Config;
@@ -25,7 +25,7 @@ pub struct Setup {
     /// The entries of its grant table.
     pub grant_entries: u32,
     /// The options of its engine.
-    pub options: Options,
+    pub options: QueueOptions,
     /// Images can have more memory from Xen, and give it back.
     pub reservation: bool,
     /// Memory that the driver domain may have later (`maxmem=`), in pages.
@@ -65,7 +65,7 @@ impl Default for Setup {
             vcpus: 1,
             region_pages: 32 * 1024,
             grant_entries: 2048,
-            options: Options::default(),
+            options: QueueOptions::default(),
             reservation: false,
             memory_later: 0,
             own_disks: false,
@@ -85,9 +85,9 @@ impl Setup {
     pub fn giving_back() -> Setup {
         Setup {
             reservation: true,
-            options: Options {
+            options: QueueOptions {
                 discard: DiscardMode::Release,
-                ..Options::default()
+                ..QueueOptions::default()
             },
             ..Setup::default()
         }
@@ -96,9 +96,9 @@ impl Setup {
     /// Returns the default, with one way to guests' pages.
     pub fn on_path(data_path: DataPath) -> Setup {
         Setup {
-            options: Options {
+            options: QueueOptions {
                 data_path,
-                ..Options::default()
+                ..QueueOptions::default()
             },
             ..Setup::default()
         }

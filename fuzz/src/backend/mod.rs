@@ -8,7 +8,9 @@ mod disk;
 mod guest;
 
 use crate::heap;
-use bulkhead_blkback::engine::{DataPath, Options, QueueControl, QueueSetup, queue_control, serve};
+use bulkhead_blkback::engine::{
+    DataPath, QueueControl, QueueOptions, QueueSetup, queue_control, serve,
+};
 use bulkhead_blkback_testkit::{Bystander, Script, Setup, Style, World, content};
 use bulkhead_ring::blkif::Abi;
 use bulkhead_xen::{GrantRef, Port};
@@ -224,12 +226,12 @@ impl Setting {
 
 /// Returns options by which the backend neither polls nor holds responses back: the guest has no influence on those
 /// times.
-fn options(data_path: DataPath) -> Options {
-    Options {
+fn options(data_path: DataPath) -> QueueOptions {
+    QueueOptions {
         data_path,
         poll: Some(Duration::ZERO),
         hold: Some(Duration::ZERO),
-        ..Options::default()
+        ..QueueOptions::default()
     }
 }
 

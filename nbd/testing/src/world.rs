@@ -8,7 +8,7 @@ use bulkhead_images::{
     Access, BlockDevice, Io, IoError, IoQueue, IoSegment, Op, Owner, QueueContext, Sector, Store,
     Submitted, Tag,
 };
-use bulkhead_nbd::{Exports, Settings, nbd_store};
+use bulkhead_nbd::{ExportSettings, Exports, nbd_store};
 use bulkhead_stream::Tls;
 use bulkhead_volumes::DiskStore;
 use bulkhead_xen::{DomId, PAGE_SIZE, VcpuId};
@@ -70,7 +70,7 @@ impl World {
             (NAME.to_string(), server.clone()),
             (NAME.to_string(), other.clone()),
         ]);
-        let settings = Settings { vcpus: 2, timeout };
+        let settings = ExportSettings { vcpus: 2, timeout };
         let exports = Exports::new(executors[0].handle(), Rc::new(network), tls, settings);
         World {
             store: Rc::new(nbd_store(exports.clone())),

@@ -3,7 +3,7 @@
 use crate::{DhcpServer, Frame, NameServer, NetBack, Offered, Peer};
 use bulkhead_executor::{Executor, Handle};
 use bulkhead_grant::TableOnDemand;
-use bulkhead_net::{Interfaces, Settings, TcpStream, Traces};
+use bulkhead_net::{InterfaceSettings, Interfaces, TcpStream, Traces};
 use bulkhead_stream::{AddressChoice, Buffers, ConnectError, Ended, Endpoint, Stream};
 use bulkhead_xen_sim::{DomainConfig, Sim, SimDomain, SimVcpu};
 use bulkhead_xenstore_client::{Client, Ring};
@@ -105,7 +105,7 @@ impl World {
         // SAFETY: the domain's xenstore ring, used here alone.
         let ring = unsafe { Ring::new(domain.hypervisor(), domain.store_ring()) };
         let store = Client::start(&handle, ring);
-        let mut settings = Settings::default();
+        let mut settings = InterfaceSettings::default();
         for word in words {
             assert_eq!(settings.take(word), Ok(true), "{word}");
         }

@@ -4,7 +4,7 @@ use crate::{Config, FakeDevice};
 use bulkhead_dma_testing::{Disk, Machine, stops};
 use bulkhead_grant::TableOnDemand;
 use bulkhead_images::{BlockDevice, Store};
-use bulkhead_pci::{Frontend, Options};
+use bulkhead_pci::{Frontend, FrontendOptions};
 use bulkhead_virtio::{Devices, VirtioDriver, virtio_store};
 use bulkhead_volumes::DiskStore;
 use bulkhead_xen_sim::SimVcpu;
@@ -41,7 +41,7 @@ impl World {
         let store = machine.xenstore();
         let grants = TableOnDemand::new(domain.hypervisor());
         let memory = Arc::new(domain.hypervisor());
-        let options = Options::default();
+        let options = FrontendOptions::default();
         let mut frontend = Frontend::new(handle.clone(), store, memory, grants, options);
         frontend.add_driver(Rc::new(VirtioDriver::new(devices.clone())));
         handle.spawn(async move {

@@ -17,11 +17,11 @@ const fn micros(count: u64) -> Duration {
     Duration::from_micros(count)
 }
 
-fn options(poll: Option<u64>, hold: Option<u64>) -> Options {
-    Options {
+fn options(poll: Option<u64>, hold: Option<u64>) -> QueueOptions {
+    QueueOptions {
         poll: poll.map(micros),
         hold: hold.map(micros),
-        ..Options::default()
+        ..QueueOptions::default()
     }
 }
 
@@ -44,7 +44,7 @@ struct Served {
 }
 
 impl Served {
-    fn with(options: Options) -> Served {
+    fn with(options: QueueOptions) -> Served {
         Served {
             coalescer: Coalescer::new(options, START, COSTS),
             now: START,
@@ -60,7 +60,7 @@ impl Served {
     }
 
     fn new() -> Served {
-        Served::with(Options::default())
+        Served::with(QueueOptions::default())
     }
 
     fn forget(&mut self) {
@@ -378,7 +378,7 @@ fn without_holding_everything_is_answered_at_once() {
 
 #[test]
 fn a_notification_without_a_request_teaches_nothing() {
-    let mut coalescer = Coalescer::new(Options::default(), START, COSTS);
+    let mut coalescer = Coalescer::new(QueueOptions::default(), START, COSTS);
     let mut now = START;
     for _ in 0..100 {
         assert_eq!(coalescer.next(now, 0, SLOTS), Sleep::IDLE);

@@ -5,7 +5,7 @@ use crate::claim::Access;
 use crate::device::SectorSize;
 use crate::io::Sector;
 use crate::store::{OpenDevice, Owner, Store, open_with};
-use crate::target::{Options, Target, TargetError, parse_size};
+use crate::target::{Target, TargetError, TargetOptions, parse_size};
 use alloc::string::ToString;
 use alloc::sync::Arc;
 
@@ -24,7 +24,7 @@ impl NullTarget {
     /// Reads the value and the options of such a target.
     pub fn parse(target: Target<'_>) -> Result<Self, TargetError> {
         let size = parse_size(target.value)?;
-        let options = Options::parse(target.options)?;
+        let options = TargetOptions::parse(target.options)?;
         let (sector_size, physical_sector_size) = options.sizes()?;
         for (option, given) in [
             ("discard", options.discard.is_some()),

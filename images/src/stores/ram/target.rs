@@ -5,7 +5,7 @@ use crate::claim::Access;
 use crate::device::SectorSize;
 use crate::discard::DiscardMode;
 use crate::store::{OpenDevice, Owner, Store, open_with};
-use crate::target::{Options, Target, TargetError};
+use crate::target::{Target, TargetError, TargetOptions};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -32,7 +32,7 @@ impl RamTarget {
         if target.value.is_empty() {
             return Err(TargetError::NoName);
         }
-        let options = Options::parse(target.options)?;
+        let options = TargetOptions::parse(target.options)?;
         let (sector_size, physical_sector_size) = options.sizes()?;
         Ok(RamTarget {
             name: target.value.to_string(),

@@ -1,6 +1,6 @@
 //! Memory that backends do not let go of: one hangs, or another domain has a packet of its for long.
 
-use crate::rings::Memory;
+use crate::rings::GrantedMemory;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use bulkhead_executor::Handle;
@@ -38,7 +38,7 @@ impl<H: Hypervisor> Leftovers<H> {
     }
 
     /// Takes memory back once its backend lets go of it.
-    pub fn keep(&self, backend: DomId, mut memory: Memory<H>) {
+    pub fn keep(&self, backend: DomId, mut memory: GrantedMemory<H>) {
         let (handle, backends) = (self.handle.clone(), self.backends.clone());
         backends.borrow_mut().push(backend);
         self.handle.spawn(async move {

@@ -3,7 +3,7 @@
 use crate::backend_nodes::{OFFER_NODES, OWN_FEATURES, Offer, mac};
 use crate::interface::Interface;
 use crate::interfaces::Interfaces;
-use crate::rings::{Memory, Rings};
+use crate::rings::{GrantedMemory, Rings};
 use crate::state_machine::{Observed, Phase, Step, decide};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -49,7 +49,7 @@ struct InterfaceTask<'a, H: Hypervisor> {
     /// interface's address.
     published: Option<(Rings<H>, Offer, EthernetAddress)>,
     /// Memory that an earlier backend may still use.
-    leftover: Option<Memory<H>>,
+    leftover: Option<GrantedMemory<H>>,
     waited: bool,
     /// The time before the next attempt with the backend.
     retry: Duration,
@@ -314,7 +314,7 @@ impl<H: Hypervisor> InterfaceTask<'_, H> {
         self.phase = Phase::Failed;
         self.write(Vec::new(), XenbusState::Closed).await?;
         // Not waited for: it may never let go.
-        if self.leftover.as_mut().is_some_and(Memory::revoke) {
+        if self.leftover.as_mut().is_some_and(GrantedMemory::revoke) {
             self.leftover = None;
         }
         Ok(())

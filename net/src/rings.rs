@@ -30,13 +30,13 @@ pub struct Rings<H: Hypervisor> {
 }
 
 /// The pages that a backend is granted.
-pub struct Memory<H: Hypervisor> {
+pub struct GrantedMemory<H: Hypervisor> {
     rings: Vec<SharedMemory<H>>,
     /// Those in which packets lie.
     pages: Vec<SharedMemory<H>>,
 }
 
-impl<H: Hypervisor> Memory<H> {
+impl<H: Hypervisor> GrantedMemory<H> {
     /// Ends the grants. Returns false if the backend still uses some pages: the caller calls it again.
     ///
     /// A backend that has a ring mapped may still take numbers of grants from it, and use what they stand for by then. So
@@ -149,14 +149,14 @@ impl<H: Hypervisor> Rings<H> {
     }
 
     /// Ends the rings, and returns their memory.
-    pub fn into_memory(self) -> Memory<H> {
+    pub fn into_memory(self) -> GrantedMemory<H> {
         let (mut rings, sent) = self.tx.into_memory();
         let mut pages = Vec::from([sent]);
         for [ring, received] in self.rx.into_memory() {
             rings.push(ring);
             pages.push(received);
         }
-        Memory { rings, pages }
+        GrantedMemory { rings, pages }
     }
 
     /// Returns the number of packets that the backend did not take, or could not deliver.

@@ -2,7 +2,7 @@
 
 mod any_order;
 
-use crate::recovery::{KeptQueue, QueuePlace, Record, SLOTS};
+use crate::recovery::{KeptQueue, QueuePlace, QueueRecord, SLOTS};
 use alloc::boxed::Box;
 pub(super) use any_order::AnyOrder;
 use bulkhead_images::Tag;
@@ -57,7 +57,7 @@ impl Journal {
             return Ok(None);
         };
         if let Some(record) = self.claim.record.take() {
-            place.seal(&Record {
+            place.seal(&QueueRecord {
                 any_order: !at_once,
                 ..record
             });

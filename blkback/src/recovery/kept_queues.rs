@@ -1,7 +1,7 @@
 //! The places of all queues: given to those that connect, and found again after a crash.
 
 use super::place::{KeptQueue, QUEUES};
-use super::record::Record;
+use super::record::QueueRecord;
 use crate::id::VbdId;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -60,7 +60,7 @@ pub struct QueuePlace {
     /// The place otherwise, but while it is lent.
     pub place: Option<&'static mut KeptQueue>,
     /// Who is to be served; `None` if the place says so already.
-    pub record: Option<Record>,
+    pub record: Option<QueueRecord>,
     /// Where it comes from, and the queue's guest.
     shared: Option<(SharedPlaces, DomId)>,
 }
@@ -110,12 +110,12 @@ pub struct LeftDisk {
     /// The disk.
     pub id: VbdId,
     /// Its queues, in their order.
-    pub queues: Vec<(Record, QueuePlace)>,
+    pub queues: Vec<(QueueRecord, QueuePlace)>,
 }
 
 impl LeftDisk {
     /// Adds a queue.
-    fn add(&mut self, record: Record, claim: QueuePlace) {
+    fn add(&mut self, record: QueueRecord, claim: QueuePlace) {
         let queues = &mut self.queues;
         let at = queues.partition_point(|(before, _)| before.queue < record.queue);
         queues.insert(at, (record, claim));
@@ -127,7 +127,7 @@ impl LeftDisk {
             return false;
         };
         let numbered = (0..).zip(&self.queues).all(|(number, (record, _))| {
-            let same = Record {
+            let same = QueueRecord {
                 queue: first.queue,
                 ring: first.ring,
                 event_channel: first.event_channel,
@@ -197,7 +197,7 @@ impl KeptQueues {
 
     /// Gives places to the queues of a disk that is about to be served: one to each of them, or none to any, as a disk of
     /// which a part is kept ends with a crash all the same. There are none if too few are left, or left to its guest.
-    pub fn claim(&self, queues: &[Record]) -> Option<Vec<QueuePlace>> {
+    pub fn claim(&self, queues: &[QueueRecord]) -> Option<Vec<QueuePlace>> {
         let shared = self.shared.borrow().clone().filter(|_| self.keeps())?;
         let guest = queues.first()?.disk.frontend;
         let mut claims = Vec::with_capacity(queues.len());

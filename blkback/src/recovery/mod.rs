@@ -27,5 +27,5 @@ mod place;
 mod record;
 
 pub use kept_queues::{KeptQueues, LeftDisk, QueuePlace};
-pub use place::{CONNECTIONS, KeptQueue, Memory, QUEUES, SLOTS};
-pub use record::{Record, mark_of};
+pub use place::{CONNECTIONS, KeptMemory, KeptQueue, QUEUES, SLOTS};
+pub use record::{QueueRecord, mark_of};

@@ -1,6 +1,6 @@
 //! The memory that survives: a place for each queue.
 
-use super::record::{Record, Sealed};
+use super::record::{QueueRecord, SealedRecord};
 use alloc::vec::Vec;
 use bulkhead_ring::blkif::{Blkif, RESPONSE_SIZE, SLOT_SIZE};
 use bulkhead_ring::{BackRing, Overrun, SharedPages};
@@ -18,7 +18,7 @@ pub const SLOTS: u32 = 32;
 /// The memory that survives. All of it is zero when the domain is built.
 #[derive(Debug)]
 #[repr(C)]
-pub struct Memory {
+pub struct KeptMemory {
     /// A place for each queue.
     pub places: [KeptQueue; QUEUES],
     /// What is kept of connections to servers: bulkhead-net knows what the numbers are.
@@ -29,7 +29,7 @@ pub struct Memory {
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct KeptQueue {
-    pub(super) sealed: Sealed,
+    pub(super) sealed: SealedRecord,
     /// Of a store that completes at once.
     pub answers: Answers,
     requests: [Kept; SLOTS as usize],
@@ -195,7 +195,7 @@ impl KeptQueue {
     }
 
     /// Notes who is served, from now on and with no request taken yet.
-    pub fn seal(&mut self, record: &Record) {
+    pub fn seal(&mut self, record: &QueueRecord) {
         self.answers.forget();
         for index in 0..SLOTS {
             self.forget(index);
@@ -305,7 +305,7 @@ mod tests {
     use bulkhead_xen::{DomId, GrantRef, Port};
 
     fn place() -> Box<KeptQueue> {
-        let record = Record {
+        let record = QueueRecord {
             disk: VbdId {
                 frontend: DomId(1),
                 device: 51712,
@@ -322,7 +322,7 @@ mod tests {
             any_order: false,
         };
         let mut place = Box::new(KeptQueue {
-            sealed: Sealed::default(),
+            sealed: SealedRecord::default(),
             answers: Answers::default(),
             requests: [const { Kept::none() }; SLOTS as usize],
         });

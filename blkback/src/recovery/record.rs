@@ -8,7 +8,7 @@ use crc::{CRC_32_ISO_HDLC, Crc, NoTable};
 
 /// "kept", in the order of the bytes in memory.
 const MAGIC: u32 = u32::from_le_bytes(*b"kept");
-/// The layout of [`Record`], of the responses and of the requests; another version is refused. It belongs to `bulkhead_upgrade::FORMAT`: both
+/// The layout of [`QueueRecord`], of the responses and of the requests; another version is refused. It belongs to `bulkhead_upgrade::FORMAT`: both
 /// change together.
 const VERSION: u32 = 3;
 
@@ -18,7 +18,7 @@ static CRC: Crc<u32, NoTable> = Crc::<u32, NoTable>::new(&CRC_32_ISO_HDLC);
 
 /// What it takes to serve a queue again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct QueueRecord {
     /// The disk.
     pub disk: VbdId,
     /// The number of the queue, from 0.
@@ -48,14 +48,14 @@ pub struct Record {
 /// The numbers of a record, and what tells whether they are one.
 #[derive(Debug, Default)]
 #[repr(C)]
-pub struct Sealed {
+pub struct SealedRecord {
     magic: u32,
     version: u32,
     checksum: u32,
     numbers: [u32; 13],
 }
 
-impl Record {
+impl QueueRecord {
     fn numbers(&self) -> [u32; 13] {
         [
             self.disk.frontend.0.into(),
@@ -78,7 +78,7 @@ impl Record {
     }
 
     /// Reads the numbers; `None` if one of them is impossible.
-    fn of(numbers: [u32; 13]) -> Option<Record> {
+    fn of(numbers: [u32; 13]) -> Option<QueueRecord> {
         let [
             frontend,
             device,
@@ -98,7 +98,7 @@ impl Record {
         if frontend >= DomId::FIRST_RESERVED || queue >= queues {
             return None;
         }
-        Some(Record {
+        Some(QueueRecord {
             disk: VbdId { frontend, device },
             queue,
             queues,
@@ -126,16 +126,16 @@ fn flag(number: u32) -> Option<bool> {
     }
 }
 
-impl Sealed {
+impl SealedRecord {
     /// Returns the record, if it is one.
-    pub fn read(&self) -> Option<Record> {
+    pub fn read(&self) -> Option<QueueRecord> {
         let valid =
             self.magic == MAGIC && self.version == VERSION && self.checksum == sum(&self.numbers);
-        Record::of(self.numbers).filter(|_| valid)
+        QueueRecord::of(self.numbers).filter(|_| valid)
     }
 
     /// Writes a record.
-    pub fn seal(&mut self, record: &Record) {
+    pub fn seal(&mut self, record: &QueueRecord) {
         self.numbers = record.numbers();
         self.checksum = sum(&self.numbers);
         self.version = VERSION;
@@ -172,7 +172,7 @@ pub fn mark_of(nodes: &NodeMap) -> u32 {
 mod tests {
     use super::*;
 
-    const RECORD: Record = Record {
+    const RECORD: QueueRecord = QueueRecord {
         disk: VbdId {
             frontend: DomId(7),
             device: 51712,
@@ -189,8 +189,8 @@ mod tests {
         any_order: true,
     };
 
-    fn sealed(record: &Record) -> Sealed {
-        let mut sealed = Sealed::default();
+    fn sealed(record: &QueueRecord) -> SealedRecord {
+        let mut sealed = SealedRecord::default();
         assert_eq!(sealed.read(), None);
         sealed.seal(record);
         sealed
@@ -205,7 +205,7 @@ mod tests {
             0x200, 0x12345678, 0x1,
         ];
         let [magic, version, checksum, numbers @ ..] = numbers;
-        let sealed = Sealed {
+        let sealed = SealedRecord {
             magic,
             version,
             checksum,
@@ -217,7 +217,7 @@ mod tests {
             1,
             "then a test of the next one is missing"
         );
-        assert_eq!(size_of::<Sealed>(), 64, "that there is nothing else");
+        assert_eq!(size_of::<SealedRecord>(), 64, "that there is nothing else");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
-use bulkhead_blkback::recovery::Memory;
+use bulkhead_blkback::recovery::KeptMemory;
 use bulkhead_blkback::upgrade::{ERROR_NODE, Runtime, answer_upgrades, forget, serves};
 use bulkhead_blkback::{Backend, Services};
 use bulkhead_executor::{Executor, Handle, VcpuSpawner};
@@ -404,8 +404,12 @@ pub fn keep_files(catalog: &mut Catalog, line: &str) {
 
 /// Returns the memory that survives a crash, with what the boot before has left there, unless the command line forbids it:
 /// what is kept of connected disks, and of connections.
-pub fn surviving(line: &str) -> Option<&'static mut Memory> {
-    const { assert!(size_of::<Memory>() <= region::PAGES_BYTES && align_of::<Memory>() <= PAGE_SIZE) };
+pub fn surviving(line: &str) -> Option<&'static mut KeptMemory> {
+    const {
+        assert!(
+            size_of::<KeptMemory>() <= region::PAGES_BYTES && align_of::<KeptMemory>() <= PAGE_SIZE
+        )
+    };
     let pages = recovers(line).then(region::take_pages)??;
     // SAFETY: pages of the image, large enough as just asserted, that nothing else uses, and numbers, for all of
     // which any value is valid.

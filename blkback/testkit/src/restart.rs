@@ -7,7 +7,7 @@ use super::stepping::{Busy, Crash};
 use super::{Nvme, Virtio, World, nbd, own_disks, resources::Resources};
 use bulkhead_blkback::Backend;
 use bulkhead_blkback::engine::QueueOptions;
-use bulkhead_blkback::recovery::Memory;
+use bulkhead_blkback::recovery::KeptMemory;
 use bulkhead_blkfront::vbd_store;
 use bulkhead_executor::Handle;
 use bulkhead_grant::{Region, TableOnDemand};
@@ -31,7 +31,7 @@ use std::sync::atomic::AtomicU32;
 pub struct Surviving {
     positions: &'static Positions,
     ports: &'static [AtomicU32; 32],
-    memory: NonNull<Memory>,
+    memory: NonNull<KeptMemory>,
     restarts: Cell<u32>,
     /// That of the last restart.
     backend: RefCell<Weak<Backend<SimVcpu>>>,
@@ -43,7 +43,7 @@ pub struct Surviving {
 impl Surviving {
     pub(super) fn new(options: QueueOptions, layer: Option<Layer>, vcpus: u32) -> Surviving {
         // SAFETY: the layout of a type that is not empty.
-        let memory = unsafe { alloc_zeroed(Layout::new::<Memory>()) };
+        let memory = unsafe { alloc_zeroed(Layout::new::<KeptMemory>()) };
         Surviving {
             positions: Box::leak(Box::default()),
             ports: Box::leak(Box::default()),
@@ -89,7 +89,7 @@ impl Surviving {
     pub fn damage(&self, with: impl FnOnce(&mut [u8])) {
         // SAFETY: as long as the memory, and any value is valid; nobody who has a reference goes on.
         with(unsafe {
-            core::slice::from_raw_parts_mut(self.memory.as_ptr().cast(), size_of::<Memory>())
+            core::slice::from_raw_parts_mut(self.memory.as_ptr().cast(), size_of::<KeptMemory>())
         });
     }
 }

@@ -6,7 +6,7 @@ use super::super::retry::Failure;
 use super::super::state_machine::{Phase, Step};
 use super::Vbd;
 use crate::engine::Journal;
-use crate::recovery::{LeftDisk, Record, mark_of};
+use crate::recovery::{LeftDisk, QueueRecord, mark_of};
 use alloc::vec;
 use alloc::vec::Vec;
 use bulkhead_images::Sector;
@@ -86,7 +86,7 @@ impl<H: Hypervisor> Vbd<'_, H> {
             let &[ring] = &details.ring[..] else {
                 return None;
             };
-            Some(Record {
+            Some(QueueRecord {
                 disk: self.id,
                 queue,
                 queues: published.queues.len() as u32,
@@ -101,7 +101,7 @@ impl<H: Hypervisor> Vbd<'_, H> {
                 any_order: false,
             })
         };
-        let records: Option<Vec<Record>> = (0..).zip(&published.queues).map(record).collect();
+        let records: Option<Vec<QueueRecord>> = (0..).zip(&published.queues).map(record).collect();
         let claims = records.and_then(|records| kept_queues.claim(&records));
         if claims.is_none() {
             self.tell(

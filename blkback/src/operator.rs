@@ -44,7 +44,7 @@ const MORE: &str = "the log has more";
 
 /// The kinds of requests, each with a node of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command {
+pub enum OperatorCommand {
     /// Makes an image larger.
     Grow,
     /// Reads the tables of a disk again.
@@ -56,16 +56,20 @@ pub enum Command {
 /// The future that carries out a request. Returns the answer, or the reason why the request was not carried out.
 type Answer<'a> = Pin<Box<dyn Future<Output = Result<String, String>> + 'a>>;
 
-impl Command {
+impl OperatorCommand {
     /// All kinds of requests.
-    pub const ALL: [Command; 3] = [Command::Grow, Command::Rescan, Command::Show];
+    pub const ALL: [OperatorCommand; 3] = [
+        OperatorCommand::Grow,
+        OperatorCommand::Rescan,
+        OperatorCommand::Show,
+    ];
 
     /// Returns the node for requests, and the one for the answer.
     fn nodes(self) -> (&'static str, &'static str) {
         match self {
-            Command::Grow => ("data/grow", "data/grow-answer"),
-            Command::Rescan => ("data/rescan", "data/rescan-answer"),
-            Command::Show => ("data/show", "data/show-answer"),
+            OperatorCommand::Grow => ("data/grow", "data/grow-answer"),
+            OperatorCommand::Rescan => ("data/rescan", "data/rescan-answer"),
+            OperatorCommand::Show => ("data/show", "data/show-answer"),
         }
     }
 
@@ -75,12 +79,12 @@ impl Command {
         request: &'a str,
     ) -> Answer<'a> {
         match self {
-            Command::Grow => Box::pin(grow(services, request)),
-            Command::Rescan => Box::pin(async {
+            OperatorCommand::Grow => Box::pin(grow(services, request)),
+            OperatorCommand::Rescan => Box::pin(async {
                 let told = services.stores.rescan(request).await?;
                 Ok(told.join("\n"))
             }),
-            Command::Show => Box::pin(ready(show(services, request))),
+            OperatorCommand::Show => Box::pin(ready(show(services, request))),
         }
     }
 }
@@ -88,7 +92,7 @@ impl Command {
 /// Answers the requests of one kind. Returns only if xenstore cannot be used any more.
 pub async fn answer_requests<H: Hypervisor>(
     services: &Services<H>,
-    command: Command,
+    command: OperatorCommand,
 ) -> Result<Infallible, Error> {
     let (node, _) = command.nodes();
     persist(&services.handle, node, async || {
@@ -99,7 +103,7 @@ pub async fn answer_requests<H: Hypervisor>(
 
 async fn answer_each<H: Hypervisor>(
     services: &Services<H>,
-    command: Command,
+    command: OperatorCommand,
 ) -> Result<Infallible, Error> {
     let (store, (node, answer_node)) = (&services.store, command.nodes());
     let mut requests = CommandNode::watch(store, node).await?;

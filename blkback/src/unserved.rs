@@ -7,7 +7,7 @@ use crate::changes::Changes;
 use crate::device::DeviceId;
 use crate::frontends::Following;
 use crate::services::Services;
-use crate::vbd::{Act, Change, LINGER, is_over};
+use crate::vbd::{Act, DirectoryChange, LINGER, is_over};
 use alloc::format;
 use alloc::string::{String, ToString};
 use bulkhead_executor::Sleep;
@@ -159,7 +159,7 @@ impl<H: Hypervisor> Refused<'_, H> {
         from: &dyn Fn(XenbusState) -> bool,
         act: Act<'_>,
     ) -> Result<bool, Error> {
-        let change = Change {
+        let change = DirectoryChange {
             from,
             described: None,
             act,

@@ -1,6 +1,6 @@
 //! The driver domain's memory runs out: a guest that wants more is refused, and no other guest notices.
 
-use bulkhead_blkback::engine::{ConnectError, Queue, QueueSetup};
+use bulkhead_blkback::engine::{Queue, QueueSetup, QueueSetupError};
 use bulkhead_blkback_testkit::{
     Bystander, Frontend, Guest, Link, Style, World, bytes_in_use, forget_most_bytes,
     in_driver_domain, refusing,
@@ -92,7 +92,7 @@ fn a_queue_without_memory_is_refused_at_every_allocation() {
                 break;
             }
             refused += 1;
-            let without_memory = matches!(outcome, Err(ConnectError::NoRoom(NoRoom::Memory(_))));
+            let without_memory = matches!(outcome, Err(QueueSetupError::NoRoom(NoRoom::Memory(_))));
             assert!(without_memory, "{refused}: {outcome:?}");
             world.nothing_left();
         }

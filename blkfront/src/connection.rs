@@ -54,7 +54,7 @@ const NO_RULES: Rules = Rules {
 };
 
 /// The rings of a disk, published or connected to.
-pub struct Connection<H: Hypervisor> {
+pub struct BackendConnection<H: Hypervisor> {
     backend: DomId,
     /// Rings that the backend is not connected to yet.
     wires: Vec<Wire<H>>,
@@ -65,7 +65,7 @@ pub struct Connection<H: Hypervisor> {
     ring_pages: usize,
 }
 
-impl<H: Hypervisor> Connection<H> {
+impl<H: Hypervisor> BackendConnection<H> {
     /// Makes a ring for each vCPU, or fewer if the backend takes fewer.
     pub async fn new(
         disk: &Arc<Disk<H>>,
@@ -91,7 +91,7 @@ impl<H: Hypervisor> Connection<H> {
     }
 
     fn with(backend: DomId, ring_pages: usize) -> Self {
-        Connection {
+        BackendConnection {
             backend,
             wires: Vec::new(),
             left: VecDeque::new(),
@@ -232,7 +232,7 @@ impl<H: Hypervisor> Connection<H> {
     }
 }
 
-impl<H: Hypervisor> Drop for Connection<H> {
+impl<H: Hypervisor> Drop for BackendConnection<H> {
     fn drop(&mut self) {
         // A connection that was not completed has tasks, too.
         self.stop();

@@ -6,7 +6,7 @@ mod earlier_boot;
 mod going_on;
 
 use self::earlier_boot::EarlierBoot;
-use crate::connection::{Connection, Leftover, RING_NODES, answered};
+use crate::connection::{BackendConnection, Leftover, RING_NODES, answered};
 use crate::device::Disk;
 use crate::frontends::Frontends;
 use crate::state_machine::{Observed, Phase, Step, decide};
@@ -65,7 +65,7 @@ pub struct DiskTask<'a, H: Hypervisor> {
     disk: Arc<Disk<H>>,
     peer: Option<Peer>,
     phase: Phase,
-    connection: Option<Connection<H>>,
+    connection: Option<BackendConnection<H>>,
     /// The domain that served the disk last.
     served_by: Option<DomId>,
     leftover: Option<Leftover<H>>,

@@ -126,7 +126,7 @@ impl Hypercalls {
 unsafe impl Hypervisor for Hypercalls {
     unsafe fn map_grants(&self, batch: &mut [MapGrantRef]) -> Result<(), Errno> {
         #[cfg(feature = "recover")]
-        let _change = mappings::Change::begin();
+        let _change = mappings::MappingChange::begin();
         grant_operation(memory::GNTTABOP_MAP_GRANT_REF, batch)?;
         #[cfg(feature = "recover")]
         mappings::mapped(batch);
@@ -136,7 +136,7 @@ unsafe impl Hypervisor for Hypercalls {
     // Xen flushes the translations of all the domain's vCPUs before the hypercall returns.
     unsafe fn unmap_grants(&self, batch: &mut [UnmapGrantRef]) -> Result<(), Errno> {
         #[cfg(feature = "recover")]
-        let _change = mappings::Change::begin();
+        let _change = mappings::MappingChange::begin();
         grant_operation(memory::GNTTABOP_UNMAP_GRANT_REF, batch)?;
         #[cfg(feature = "recover")]
         mappings::unmapped(batch);

@@ -78,7 +78,7 @@ pub use content::{Content, ContentError};
 pub use error::{Unsearched, VolumeError};
 pub use gpt_disk_types::Guid;
 pub use name::{NameError, VolumeName, VolumePart};
-pub use rescan::{Change, Outcome, Rescan};
+pub use rescan::{Outcome, Rescan, VolumeChange};
 pub use state::{DiskState, Source};
 pub use store::{ANSWERS, DiskStore, Disks, KnownDisk, Waiting};
 pub use volumes::{Opening, Pause, Spawn, Volumes};

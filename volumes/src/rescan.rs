@@ -13,12 +13,12 @@ pub struct Rescan {
     /// The number of volumes that are on it now.
     pub volumes: usize,
     /// Those that are open and not as they were.
-    pub changes: Vec<Change>,
+    pub changes: Vec<VolumeChange>,
 }
 
 /// An open volume that is not as it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
+pub struct VolumeChange {
     /// Its name.
     pub name: String,
     /// The name of the one that has it open.
@@ -48,9 +48,9 @@ impl fmt::Display for Rescan {
     }
 }
 
-impl fmt::Display for Change {
+impl fmt::Display for VolumeChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Change { name, owner, .. } = self;
+        let VolumeChange { name, owner, .. } = self;
         match &self.outcome {
             Outcome::Grown { from, to } => write!(
                 f,

@@ -5,7 +5,7 @@ use crate::content::{Content, ContentError};
 use crate::error::VolumeError;
 use crate::name::{VolumeName, VolumePart};
 use crate::open::{Open, ranges};
-use crate::rescan::{Change, Rescan};
+use crate::rescan::{Rescan, VolumeChange};
 use crate::resolve::{self, Known, Resolved};
 use crate::state::{Disk, DiskState, Source, VolumesState};
 use crate::store::Waiting;
@@ -218,7 +218,7 @@ impl Volumes {
                 continue;
             }
             if let Some(outcome) = open.compare(&contents) {
-                changes.push(Change {
+                changes.push(VolumeChange {
                     name: open.name.clone(),
                     owner: open
                         .claim

@@ -16,7 +16,7 @@ use super::inflight::{InflightTable, Steps};
 use super::journal::Journal;
 use super::needs::most_pages;
 use super::pages::{Hold, InflightPages, Pages};
-use super::setup::{ConnectError, QueueError};
+use super::setup::{QueueError, QueueSetupError};
 use super::stats::QueueStats;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -97,10 +97,10 @@ impl<H: Hypervisor> Dispatcher<H> {
         (discard, caps): (bool, &Caps),
         error_log: ErrorLog<H>,
         stats: Arc<QueueStats>,
-    ) -> Result<(Self, Option<u32>), ConnectError> {
+    ) -> Result<(Self, Option<u32>), QueueSetupError> {
         let mut ring = attach(&pages, abi)?;
         let again = journal.begin(&mut ring, caps.at_once);
-        let again = again.map_err(|overrun| ConnectError::Attach(overrun.into()))?;
+        let again = again.map_err(|overrun| QueueSetupError::Attach(overrun.into()))?;
         let slots = ring.slots() as usize;
         let dispatcher = Dispatcher {
             ring,
@@ -406,10 +406,10 @@ fn discard_op(discard: &Discard) -> Op {
 fn attach<H: Hypervisor>(
     pages: &MappedPages<H>,
     abi: Abi,
-) -> Result<BackRing<SharedPages, Blkif>, ConnectError> {
+) -> Result<BackRing<SharedPages, Blkif>, QueueSetupError> {
     // SAFETY: `Dispatcher` keeps `pages` for longer than the ring that uses them (fields are dropped
     // in their order), and nothing refers into them.
     let shared = unsafe { SharedPages::new(pages.base(), pages.pages()) };
-    let shared = shared.map_err(ConnectError::Pages)?;
-    BackRing::attach(shared, Blkif::new(abi)).map_err(ConnectError::Attach)
+    let shared = shared.map_err(QueueSetupError::Pages)?;
+    BackRing::attach(shared, Blkif::new(abi)).map_err(QueueSetupError::Attach)
 }

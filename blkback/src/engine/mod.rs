@@ -73,7 +73,7 @@ pub use options::{DataPath, OptionError, QueueOptions};
 pub use queue::Queue;
 pub use queue_control::{QueueControl, queue_control};
 pub use serve::serve;
-pub use setup::{ConnectError, QueueError, QueueSetup};
+pub use setup::{QueueError, QueueSetup, QueueSetupError};
 pub use stats::{QueueCounts, QueueStats};
 pub use turns::{GuestTurns, Turn, VcpuTurns};
 pub use unreleased::Unreleased;

@@ -6,7 +6,7 @@ use super::error_log::ErrorLog;
 use super::needs::most_pages;
 use super::options::QueueOptions;
 use super::pieces::Pieces;
-use super::setup::{ConnectError, QueueError, QueueSetup};
+use super::setup::{QueueError, QueueSetup, QueueSetupError};
 use super::stats::QueueStats;
 use super::store::Store;
 use super::submit::Submitter;
@@ -45,11 +45,11 @@ impl<H: Hypervisor> Queue<H> {
         region: &Region<H>,
         setup: QueueSetup,
         device: Box<dyn IoQueue>,
-    ) -> Result<Self, ConnectError> {
+    ) -> Result<Self, QueueSetupError> {
         let frontend = setup.frontend;
         let pages = region
             .map_pages(frontend, &setup.ring)?
-            .map_err(|(gref, status)| ConnectError::Ring(gref, status))?;
+            .map_err(|(gref, status)| QueueSetupError::Ring(gref, status))?;
         let stats = Arc::<QueueStats>::default();
         let error_log = ErrorLog::new(setup.name, setup.log, handle, stats.clone());
         let store = Store::new(device);
@@ -86,7 +86,7 @@ impl<H: Hypervisor> Queue<H> {
         let port = handle
             .hypervisor()
             .bind_interdomain(frontend, setup.event_channel)
-            .map_err(|error| ConnectError::EventChannel(setup.event_channel, error))?;
+            .map_err(|error| QueueSetupError::EventChannel(setup.event_channel, error))?;
         let channel = handle.event_channel(port);
         if let Some(requests) = again {
             log::info!(

@@ -1,6 +1,6 @@
 //! The connection between a disk's task and its queues' tasks, which may run on different vCPUs.
 
-use super::setup::{ConnectError, QueueError};
+use super::setup::{QueueError, QueueSetupError};
 use super::stats::QueueStats;
 use alloc::sync::Arc;
 use core::cell::RefCell;
@@ -47,7 +47,7 @@ impl Latch {
 #[derive(Debug, Default)]
 struct Shared {
     tried: Latch,
-    connected: spin::Once<Result<Arc<QueueStats>, ConnectError>>,
+    connected: spin::Once<Result<Arc<QueueStats>, QueueSetupError>>,
     /// Set to start, and to stop.
     go: Latch,
     stop: Latch,
@@ -91,10 +91,10 @@ pub fn queue_control() -> (QueueControl, QueueGuard) {
 
 impl QueueControl {
     /// Waits until the queue has connected, and returns its counters.
-    pub async fn connected(&self) -> Result<Arc<QueueStats>, ConnectError> {
+    pub async fn connected(&self) -> Result<Arc<QueueStats>, QueueSetupError> {
         self.0.tried.wait().await;
         let outcome = self.0.connected.get().cloned();
-        outcome.unwrap_or(Err(ConnectError::Abandoned))
+        outcome.unwrap_or(Err(QueueSetupError::Abandoned))
     }
 
     /// Lets a queue that has connected serve.
@@ -145,7 +145,7 @@ impl Drop for QueueControl {
 
 impl QueueGuard {
     /// Reports whether the queue has connected.
-    pub fn tried(&self, outcome: Result<Arc<QueueStats>, ConnectError>) {
+    pub fn tried(&self, outcome: Result<Arc<QueueStats>, QueueSetupError>) {
         self.shared.connected.call_once(|| outcome);
         self.shared.tried.set();
     }

@@ -7,7 +7,7 @@ use super::needs::SLOTS_OF_A_PAGE;
 use super::poll_window::BlockCosts;
 use super::queue::Queue;
 use super::queue_control::QueueGuard;
-use super::setup::{ConnectError, QueueError, QueueSetup};
+use super::setup::{QueueError, QueueSetup, QueueSetupError};
 use super::turns::Turn;
 use alloc::boxed::Box;
 use bulkhead_executor::{Handle, Sleep as Timer};
@@ -34,7 +34,7 @@ pub async fn serve<H: Hypervisor>(
     let mut turn = core::mem::take(&mut setup.turn);
     let unreleased = setup.unreleased.clone();
     if unreleased.any() {
-        return guard.tried(Err(ConnectError::StoreHolds));
+        return guard.tried(Err(QueueSetupError::StoreHolds));
     }
     let device = match open(&handle, &setup, &guard).await {
         Ok(device) => device,
@@ -66,7 +66,7 @@ async fn open<H: Hypervisor>(
     handle: &Handle<H>,
     setup: &QueueSetup,
     guard: &QueueGuard,
-) -> Result<Box<dyn IoQueue>, ConnectError> {
+) -> Result<Box<dyn IoQueue>, QueueSetupError> {
     let depth = setup.ring.len() * SLOTS_OF_A_PAGE;
     let context = QueueContext::new(handle.hypervisor().vcpu(), depth).among(setup.queues);
     let mut opening = setup.device.open_queue(&context);
@@ -74,13 +74,13 @@ async fn open<H: Hypervisor>(
     let mut over = pin!(handle.sleep(STORE_OPENS));
     poll_fn(|context| {
         if let Poll::Ready(opened) = opening.as_mut().poll(context) {
-            return Poll::Ready(opened.map_err(ConnectError::from));
+            return Poll::Ready(opened.map_err(QueueSetupError::from));
         }
         if stopped.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Err(ConnectError::Abandoned));
+            return Poll::Ready(Err(QueueSetupError::Abandoned));
         }
         let over = over.as_mut().poll(context);
-        over.map(|()| Err(ConnectError::StoreSilent))
+        over.map(|()| Err(QueueSetupError::StoreSilent))
     })
     .await
 }

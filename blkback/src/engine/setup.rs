@@ -53,7 +53,7 @@ pub struct QueueSetup {
 
 /// The reason why a queue cannot be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ConnectError {
+pub enum QueueSetupError {
     /// A page of the ring cannot be mapped.
     Ring(GrantRef, GrantStatus),
     /// The number of ring pages is not one that a ring can have.
@@ -74,7 +74,7 @@ pub enum ConnectError {
     Abandoned,
 }
 
-impl fmt::Display for ConnectError {
+impl fmt::Display for QueueSetupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ring(gref, status) => {
@@ -99,25 +99,25 @@ impl fmt::Display for ConnectError {
     }
 }
 
-impl core::error::Error for ConnectError {}
+impl core::error::Error for QueueSetupError {}
 
-impl From<NoRoom> for ConnectError {
+impl From<NoRoom> for QueueSetupError {
     fn from(error: NoRoom) -> Self {
-        ConnectError::NoRoom(error)
+        QueueSetupError::NoRoom(error)
     }
 }
 
-impl From<OutOfMemory> for ConnectError {
+impl From<OutOfMemory> for QueueSetupError {
     fn from(error: OutOfMemory) -> Self {
-        ConnectError::NoRoom(error.into())
+        QueueSetupError::NoRoom(error.into())
     }
 }
 
-impl From<OpenQueueError> for ConnectError {
+impl From<OpenQueueError> for QueueSetupError {
     fn from(error: OpenQueueError) -> Self {
         match error {
             OpenQueueError::NoMemory { bytes } => OutOfMemory { bytes }.into(),
-            OpenQueueError::Failed(reason) => ConnectError::Store(reason),
+            OpenQueueError::Failed(reason) => QueueSetupError::Store(reason),
         }
     }
 }

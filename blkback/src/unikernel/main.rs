@@ -24,7 +24,7 @@ use bulkhead_blkback::availability::{online, refuse_changes};
 use bulkhead_blkback::control::{ShutdownRequest, crash_requested, shutdown_requested};
 use bulkhead_blkback::engine::QueueOptions;
 use bulkhead_blkback::memory_target::follow_memory_target;
-use bulkhead_blkback::operator::{Command, answer_keys, answer_requests};
+use bulkhead_blkback::operator::{OperatorCommand, answer_keys, answer_requests};
 use bulkhead_blkback::vcpus::learn_wakeup_latency;
 #[cfg(feature = "vbd")]
 use bulkhead_blkfront::{Frontends, vbd_store};
@@ -229,7 +229,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
         handle.spawn(async move { answer_keys(&backend.services, console, logger::read).await });
     }
 
-    for command in Command::ALL {
+    for command in OperatorCommand::ALL {
         let backend = backend.clone();
         handle.spawn(async move {
             let Err(error) = answer_requests(&backend.services, command).await;

@@ -12,7 +12,7 @@ use bulkhead_xenbus::read_nodes;
 use bulkhead_xenstore_client::{Client, Error, Transaction};
 
 /// A change of a directory, made only if the directory is as it was when the change was decided.
-pub struct Change<'a> {
+pub struct DirectoryChange<'a> {
     /// Returns whether a directory in this state may still be changed.
     pub from: &'a dyn Fn(XenbusState) -> bool,
     /// The nodes that must still describe the disk, if that matters.
@@ -29,7 +29,7 @@ pub enum Act<'a> {
     Remove,
 }
 
-impl Change<'_> {
+impl DirectoryChange<'_> {
     /// Makes the change. Returns false if the directory is gone, or is not what it was: the toolstack
     /// wants the device back, or has made the directory anew for another one. The disk's task then reads it again.
     pub async fn make(&self, store: &Client, path: &str) -> Result<bool, Error> {
@@ -73,7 +73,7 @@ pub async fn write_if_there(
     node: &'static str,
     value: &str,
 ) -> Result<bool, Error> {
-    let change = Change {
+    let change = DirectoryChange {
         from: &|own| own != XenbusState::Initialising,
         described: None,
         act: Act::Write(&[(node, value.into())]),
@@ -94,7 +94,7 @@ pub async fn publish(
 ) -> Result<bool, Error> {
     let mut nodes = nodes.clone();
     nodes.push(("state", to.to_string()));
-    let change = Change {
+    let change = DirectoryChange {
         from: &|own| own == from,
         described: (from == XenbusState::Initialising).then_some(described),
         act: Act::Write(&nodes),

@@ -5,7 +5,8 @@ use super::frontend_nodes::{self, COMMON_NODES, Published};
 use super::problem::Problem;
 use super::sector_units::SectorUnits;
 use crate::engine::{
-    ConnectError, Journal, QueueControl, QueueError, QueueSetup, Unreleased, queue_control, serve,
+    Journal, QueueControl, QueueError, QueueSetup, QueueSetupError, Unreleased, queue_control,
+    serve,
 };
 use crate::id::VbdId;
 use crate::limits::Limits;
@@ -25,7 +26,7 @@ use core::future::{Future, poll_fn};
 use core::task::Poll;
 
 /// The rings of one frontend, each served by a task of its own, on the vCPU where it was placed.
-pub struct Connection<H: Hypervisor> {
+pub struct FrontendConnection<H: Hypervisor> {
     queues: Vec<Served<H>>,
 }
 
@@ -34,7 +35,7 @@ struct Served<H: Hypervisor> {
     place: Placement<H>,
 }
 
-impl<H: Hypervisor> Connection<H> {
+impl<H: Hypervisor> FrontendConnection<H> {
     /// Maps all rings and binds all event channels; if one of them cannot be had, none is served.
     /// Each queue has one of the journals, or one that keeps nothing. Returns the queues' counters, too.
     pub async fn open(
@@ -72,7 +73,7 @@ impl<H: Hypervisor> Connection<H> {
             };
             queues.push(Served::on(place, &services.region, setup));
         }
-        let connection = Connection { queues };
+        let connection = FrontendConnection { queues };
         match connection.start().await {
             Ok(served) => Ok((connection, served)),
             Err(error) => {
@@ -83,7 +84,7 @@ impl<H: Hypervisor> Connection<H> {
     }
 
     /// Has all queues served, once all have connected.
-    async fn start(&self) -> Result<Vec<ServedQueue>, ConnectError> {
+    async fn start(&self) -> Result<Vec<ServedQueue>, QueueSetupError> {
         let mut served = Vec::new();
         for queue in &self.queues {
             served.push(ServedQueue {

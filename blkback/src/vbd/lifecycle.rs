@@ -10,7 +10,7 @@ mod returning;
 use self::opening::Opened;
 use super::backend_nodes::set_state;
 use super::config::{CONFIG_NODES, VbdConfig};
-use super::connection::{Connection, check_sector_units, read_published};
+use super::connection::{FrontendConnection, check_sector_units, read_published};
 use super::frontend_nodes::Published;
 use super::observation::Observer;
 use super::problem::Problem;
@@ -93,7 +93,7 @@ struct Vbd<'a, H: Hypervisor> {
     phase: Phase,
     /// The limits that the frontend was offered.
     limits: Limits,
-    connection: Option<Connection<H>>,
+    connection: Option<FrontendConnection<H>>,
     /// True if the frontend has started over.
     came_back: bool,
     /// The size that the frontend was told.
@@ -309,7 +309,7 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
         journals: Vec<Journal>,
     ) -> Result<(), Problem> {
         let services = self.services;
-        let (connection, served) = Connection::open(
+        let (connection, served) = FrontendConnection::open(
             services,
             self.id,
             published,

@@ -26,7 +26,7 @@ pub mod state_machine;
 mod statistics_node;
 mod teardown;
 
-pub use backend_nodes::{Act, Change, write_if_there};
+pub use backend_nodes::{Act, DirectoryChange, write_if_there};
 pub use lifecycle::live;
 pub use problem::Problem;
 pub use teardown::{LINGER, is_over};

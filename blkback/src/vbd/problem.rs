@@ -4,7 +4,7 @@ use super::config::ConfigError;
 use super::frontend_nodes::PublishedError;
 use super::sector_units::SectorUnits;
 use crate::admission::Refused;
-use crate::engine::{ConnectError, QueueError};
+use crate::engine::{QueueError, QueueSetupError};
 use bulkhead_images::OpenError;
 use bulkhead_xenstore_client as xenstore;
 use core::fmt;
@@ -23,7 +23,7 @@ pub enum Problem {
     /// There is no room for the disk.
     Refused(Refused),
     /// The rings that the frontend published cannot be connected to.
-    Connect(ConnectError),
+    Connect(QueueSetupError),
     /// The frontend broke the ring.
     Queue(QueueError),
     /// xenstored refused a request.
@@ -66,7 +66,7 @@ from! {
     Published(PublishedError)
     SectorUnits(SectorUnits)
     Refused(Refused)
-    Connect(ConnectError)
+    Connect(QueueSetupError)
     Queue(QueueError)
     Store(xenstore::Error)
 }

@@ -1,7 +1,7 @@
 //! The end of a disk, from the last request until the toolstack has seen what it waits for.
 
-use super::backend_nodes::{Act, Change, set_state};
-use super::connection::Connection;
+use super::backend_nodes::{Act, DirectoryChange, set_state};
+use super::connection::FrontendConnection;
 use super::observation::Observer;
 use super::problem::Problem;
 use super::retry::insist;
@@ -85,7 +85,7 @@ pub async fn close_frontend<H: Hypervisor>(
 /// completes requests, the frontend is there and the driver domain does not end.
 pub async fn close<H: Hypervisor>(
     services: &Services<H>,
-    connection: &Connection<H>,
+    connection: &FrontendConnection<H>,
     observer: &Observer<H>,
 ) {
     let changed = observer.changes();
@@ -210,7 +210,7 @@ async fn remove<H: Hypervisor>(
         }
     }
     let removed = insist(services, id, async || {
-        let removal = Change {
+        let removal = DirectoryChange {
             from: &is_over,
             described: None,
             act: Act::Remove,
@@ -231,7 +231,7 @@ async fn remove_refused<H: Hypervisor>(
     path: &str,
     refused: &NodeMap,
 ) -> Result<bool, Error> {
-    let removal = Change {
+    let removal = DirectoryChange {
         from: &|_| true,
         described: Some(refused),
         act: Act::Remove,

@@ -84,7 +84,7 @@ pub use virtio::Virtio;
 use bulkhead_blkback::Backend;
 use bulkhead_blkback::engine::DataPath;
 use bulkhead_blkback::memory_target::follow_memory_target;
-use bulkhead_blkback::operator::{Command, answer_requests};
+use bulkhead_blkback::operator::{OperatorCommand, answer_requests};
 use bulkhead_blkfront::{Frontends, vbd_store};
 use bulkhead_grant::{Region, TableOnDemand};
 use bulkhead_images::{Catalog, ImageMemory, Stores};
@@ -288,7 +288,7 @@ impl World {
             let Err(error) = follow_memory_target(&sizing, &nodes, &memory).await;
             log::error!("memory/target cannot be followed any more: {error}");
         });
-        for command in Command::ALL {
+        for command in OperatorCommand::ALL {
             let answering = backend.clone();
             handle.spawn(async move {
                 let Err(error) = answer_requests(&answering.services, command).await;

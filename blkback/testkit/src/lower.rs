@@ -4,7 +4,7 @@ use super::executors::Executors;
 use super::{World, ramdisk};
 use bulkhead_blkback::Backend;
 use bulkhead_blkback::engine::QueueOptions;
-use bulkhead_blkback::operator::{Command, answer_requests};
+use bulkhead_blkback::operator::{OperatorCommand, answer_requests};
 use bulkhead_grant::Region;
 use bulkhead_images::{Catalog, ImageMemory, Stores};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk, Vbd};
@@ -55,7 +55,7 @@ impl<'w> Lower<'w> {
             log::error!("below: {error}");
         });
         handle.spawn(async move {
-            let Err(error) = answer_requests(&growing.services, Command::Grow).await;
+            let Err(error) = answer_requests(&growing.services, OperatorCommand::Grow).await;
             log::error!("below: {error}");
         });
         let executors = Rc::new(executors);

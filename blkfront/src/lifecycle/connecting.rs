@@ -2,7 +2,7 @@
 
 use super::{DiskTask, RETRY};
 use crate::backend_nodes::{DISK_NODES, OFFER_NODES, Offer, Properties};
-use crate::connection::Connection;
+use crate::connection::BackendConnection;
 use crate::device::Disk;
 use crate::state_machine::Phase;
 use alloc::format;
@@ -31,7 +31,8 @@ impl<H: Hypervisor> DiskTask<'_, H> {
         let backend = (peer.id, Offer::parse(&nodes));
         let hypervisor = frontends.handle().hypervisor();
         let memory = (frontends.pool(), self.disk.grants(), frontends.kept());
-        let made = Connection::new(&self.disk, frontends.vcpus(), memory, backend, hypervisor);
+        let made =
+            BackendConnection::new(&self.disk, frontends.vcpus(), memory, backend, hypervisor);
         let connection = match made.await {
             Ok(connection) => connection,
             Err(error) => return self.back_off(format!("cannot be connected: {error}")).await,

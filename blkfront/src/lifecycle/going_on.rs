@@ -2,7 +2,7 @@
 //! disk notices nothing.
 
 use super::DiskTask;
-use crate::connection::{Connection, LeftRing, RING_NODES};
+use crate::connection::{BackendConnection, LeftRing, RING_NODES};
 use crate::state_machine::Phase;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -53,7 +53,7 @@ impl<H: Hypervisor> DiskTask<'_, H> {
             return Ok(());
         }
         let memory = (frontends.pool(), grants, frontends.kept());
-        let left = Connection::left(&self.disk, frontends.vcpus(), memory, backend, &rings);
+        let left = BackendConnection::left(&self.disk, frontends.vcpus(), memory, backend, &rings);
         let mut connection = left.await;
         connection.notify_of_left(hypervisor);
         let over = frontends.handle().now() + DRAINS;

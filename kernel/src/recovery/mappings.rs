@@ -72,12 +72,12 @@ fn place(address: u64) -> usize {
 
 /// A guard while the calling vCPU has Xen map or unmap pages and notes the outcome. A vCPU that ends this boot waits
 /// until it is dropped.
-pub struct Change(&'static Vcpu);
+pub struct MappingChange(&'static Vcpu);
 
-impl Change {
+impl MappingChange {
     /// Begins a change. If another vCPU is ending this boot (crash or upgrade), this waits to be stopped, or until that
     /// is cancelled.
-    pub fn begin() -> Change {
+    pub fn begin() -> MappingChange {
         let here = vcpu::current();
         here.changes_mappings.store(true, Ordering::Release);
         while reporter::is_another() {
@@ -85,11 +85,11 @@ impl Change {
             give_way();
             here.changes_mappings.store(true, Ordering::Release);
         }
-        Change(here)
+        MappingChange(here)
     }
 }
 
-impl Drop for Change {
+impl Drop for MappingChange {
     fn drop(&mut self) {
         self.0.changes_mappings.store(false, Ordering::Release);
         give_way();

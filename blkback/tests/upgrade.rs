@@ -7,7 +7,7 @@ use bulkhead_blkback_testkit::{Guest, Setup, World};
 use bulkhead_nvme_testing::Treatment;
 use bulkhead_upgrade::request::Fault;
 use bulkhead_upgrade::testing::{NOTE, file, running};
-use bulkhead_upgrade::{Candidate, Running, Version, WITH_DEVICES, Way};
+use bulkhead_upgrade::{Candidate, GuestType, Running, Version, WITH_DEVICES};
 use sha2::{Digest, Sha256};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -35,7 +35,7 @@ impl Runtime for Shared {
     fn running(&self) -> Running {
         match self.0.with_devices.get() {
             true => Running {
-                way: Way::Pv,
+                guest_type: GuestType::Pv,
                 format: WITH_DEVICES,
                 ..running()
             },

@@ -3,7 +3,7 @@
 use crate::heap;
 use bulkhead_upgrade::candidate::{Candidate, Version};
 use bulkhead_upgrade::testing::{file, running};
-use bulkhead_upgrade::{Request, Running, Way, elf};
+use bulkhead_upgrade::{GuestType, Request, Running, elf};
 
 /// Fuzzes the checks of a new version, and the parser of the request. The input is used as the file, and as the
 /// request.
@@ -12,8 +12,14 @@ pub fn upgrade(bytes: &[u8]) {
     if let Ok(end) = elf::headers_end(bytes) {
         assert!(end <= elf::MOST_BYTES);
     }
-    for way in [Way::Pvh, Way::Pv] {
-        take_over(bytes, &Running { way, ..running() });
+    for guest_type in [GuestType::Pvh, GuestType::Pv] {
+        take_over(
+            bytes,
+            &Running {
+                guest_type,
+                ..running()
+            },
+        );
     }
     if let Ok(text) = str::from_utf8(bytes)
         && let Ok(request) = Request::parse(text)

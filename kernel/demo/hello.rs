@@ -21,7 +21,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
     log::info!(
         "hello after {} us: {:?}, {} vCPUs, {:?}",
         hypervisor.now().since(machine.started).as_micros(),
-        machine.way,
+        machine.guest_type,
         machine.vcpus,
         memory::statistics()
     );

@@ -15,7 +15,7 @@ use core::time::Duration;
 
 /// The way in which the domain was booted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum GuestType {
     /// `type="pvh"`: hardware-virtualized, on our own page tables.
     Pvh,
     /// `type="pv"`: paravirtualized, on page tables that Xen checks.
@@ -26,8 +26,8 @@ static PVH: AtomicBool = AtomicBool::new(false);
 static SHARED: AtomicPtr<SharedInfo> = AtomicPtr::new(ptr::null_mut());
 
 /// Notes the way in which the domain was booted.
-pub fn set_way(way: Way) {
-    PVH.store(way == Way::Pvh, Ordering::Relaxed);
+pub fn set_guest_type(guest_type: GuestType) {
+    PVH.store(guest_type == GuestType::Pvh, Ordering::Relaxed);
 }
 
 /// Returns true on PVH, false on PV.

@@ -101,7 +101,7 @@ pub mod watchdog;
 #[cfg(feature = "unikernel")]
 pub use crate::{
     boot::smp::start_vcpus,
-    domain::Way,
+    domain::GuestType,
     hypervisor::Hypercalls,
     machine::{Machine, Module},
     panic::shutdown,

@@ -1,6 +1,6 @@
 //! The argument of `main`.
 
-use crate::domain::Way;
+use crate::domain::GuestType;
 use crate::hypervisor::Hypercalls;
 #[cfg(feature = "recover")]
 use crate::recovery::record::Record;
@@ -34,7 +34,7 @@ pub struct Machine {
     /// The hypervisor.
     pub hypervisor: Hypercalls,
     /// The way in which the domain was booted.
-    pub way: Way,
+    pub guest_type: GuestType,
     /// The domain's command line.
     pub command_line: &'static str,
     /// The modules that the builder loaded beside the kernel.

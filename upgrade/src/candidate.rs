@@ -30,7 +30,7 @@ impl fmt::Display for Version {
 
 /// The way in which a domain boots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum GuestType {
     /// In 32-bit mode without paging.
     Pvh,
     /// In 64-bit mode, on page tables that Xen has checked.
@@ -43,7 +43,7 @@ pub struct Running {
     /// Its version.
     pub version: Version,
     /// The way in which the domain boots.
-    pub way: Way,
+    pub guest_type: GuestType,
     /// The format in which it leaves what survives.
     pub format: u32,
     /// Bytes of what survives.
@@ -159,9 +159,9 @@ impl<'a> Candidate<'a> {
     pub fn check(file: &'a [u8], running: &Running, force: bool) -> Result<Self, Refused> {
         let elf = Elf::parse(file)?;
         let note = take_over(&elf)?.ok_or(Refused::NoNote)?;
-        let (entry, hypercall_page) = match running.way {
-            Way::Pvh => (entry(&elf)?.ok_or(Refused::NoEntry)?, None),
-            Way::Pv => {
+        let (entry, hypercall_page) = match running.guest_type {
+            GuestType::Pvh => (entry(&elf)?.ok_or(Refused::NoEntry)?, None),
+            GuestType::Pv => {
                 let [entry, page] = in_pv(&elf)?.ok_or(Refused::NotInPv)?;
                 (entry, Some(page))
             }

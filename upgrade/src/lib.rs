@@ -20,7 +20,7 @@ pub mod request;
 #[cfg(any(test, feature = "test-support"))]
 pub mod testing;
 
-pub use candidate::{Candidate, Refused, Running, Version, Way};
+pub use candidate::{Candidate, GuestType, Refused, Running, Version};
 pub use elf::{BadElf, Elf};
 pub use request::{Request, RequestError};
 

@@ -1,7 +1,7 @@
 //! A small ELF in memory that may take over, for tests to damage.
 
 use crate::FORMAT;
-use crate::candidate::{Running, Version, Way};
+use crate::candidate::{GuestType, Running, Version};
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -20,7 +20,7 @@ pub const HYPERCALL_PAGE: u32 = START + 0x1000;
 pub fn running() -> Running {
     Running {
         version: Version([0, 2, 0]),
-        way: Way::Pvh,
+        guest_type: GuestType::Pvh,
         format: FORMAT,
         region_bytes: 0x1000,
         room: START.into()..0x30_0000,

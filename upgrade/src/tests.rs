@@ -1,5 +1,5 @@
 use crate::WITH_DEVICES;
-use crate::candidate::{Candidate, Refused, Running, Version, Way};
+use crate::candidate::{Candidate, GuestType, Refused, Running, Version};
 use crate::elf::{self, BadElf, Elf};
 use crate::has_checksum;
 use crate::request::{Fault, Request, RequestError};
@@ -50,7 +50,7 @@ fn a_sound_file_is_taken_apart() {
 /// The same version in a PV domain.
 fn running_pv() -> Running {
     Running {
-        way: Way::Pv,
+        guest_type: GuestType::Pv,
         ..running()
     }
 }

@@ -40,7 +40,7 @@ use bulkhead_grant::TableOnDemand;
 use bulkhead_images::Store;
 use bulkhead_images::{Catalog, ImageMemory, Stores};
 #[cfg(feature = "pci")]
-use bulkhead_kernel::Way;
+use bulkhead_kernel::GuestType;
 use bulkhead_kernel::command_line::{unknown, value};
 use bulkhead_kernel::logger;
 use bulkhead_kernel::memory::beyond_reserve;
@@ -127,7 +127,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
     #[cfg(feature = "virtio")]
     let mut devices = None;
     #[cfg(feature = "pci")]
-    if machine.way == Way::Pv {
+    if machine.guest_type == GuestType::Pv {
         #[allow(unused_mut, reason = "without features there are no drivers")]
         let mut functions = own_functions(&handle, &store, of_devices, hypervisor);
         #[cfg(feature = "nvme")]

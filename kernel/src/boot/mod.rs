@@ -5,7 +5,7 @@ pub mod pv;
 pub mod pvh;
 pub mod smp;
 
-use crate::domain::{self, Way};
+use crate::domain::{self, GuestType};
 #[cfg(feature = "recover")]
 use crate::grants;
 use crate::hypervisor::Hypercalls;
@@ -51,7 +51,7 @@ static COMMAND_LINE: Once<heapless::String<COMMAND_LINE_BYTES>> = Once::new();
 
 /// The state that both ways of booting have found and set up before they continue in the same way.
 struct Booted {
-    way: Way,
+    guest_type: GuestType,
     command_line: heapless::String<COMMAND_LINE_BYTES>,
     modules: heapless::Vec<LoadedModule, 8>,
     shared: *mut SharedInfo,
@@ -126,7 +126,7 @@ unsafe fn run(booted: Booted) -> ! {
     let memory = pages::statistics();
     log::debug!(
         "{:?}, {} KiB of memory, {} KiB free, image {} KiB",
-        booted.way,
+        booted.guest_type,
         memory.total / 1024,
         memory.free / 1024,
         (image().end - image().start) / 1024
@@ -146,7 +146,7 @@ unsafe fn run(booted: Booted) -> ! {
     }
     let machine = Machine {
         hypervisor: Hypercalls,
-        way: booted.way,
+        guest_type: booted.guest_type,
         command_line: line,
         modules: booted.modules.into_iter().filter_map(into_module).collect(),
         store: StoreRing {

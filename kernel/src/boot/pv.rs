@@ -2,7 +2,7 @@
 
 use super::{Booted, free_memory, run, set_up_memory};
 use crate::cpu::{exception_entries, exceptions, nmi, upcall};
-use crate::domain::{self, Way};
+use crate::domain::{self, GuestType};
 use crate::memory::image::{image, image_parts, room_end, stack_guard};
 use crate::memory::layout::{AddressSpace, Ranges, frames_of, subtract};
 use crate::memory::p2m::P2m;
@@ -39,7 +39,7 @@ pub extern "C" fn pv_main(start: *const PvStartInfo) -> ! {
     unsafe {
         pristine::keep(start as u64);
     }
-    domain::set_way(Way::Pv);
+    domain::set_guest_type(GuestType::Pv);
     #[cfg(feature = "recover")]
     trial::begin();
     // SAFETY: the first thing on the only vCPU.
@@ -102,7 +102,7 @@ pub extern "C" fn pv_main(start: *const PvStartInfo) -> ! {
     unsafe { map_special(space.special, start.shared_info / PAGE) }
         .expect("cannot map the shared info page");
     let booted = Booted {
-        way: Way::Pv,
+        guest_type: GuestType::Pv,
         command_line: command_line(start),
         modules,
         shared: space.special as *mut _,

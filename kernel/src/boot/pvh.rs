@@ -6,7 +6,7 @@ use crate::cpu::pvh::{self as cpu, BOOT_TABLES};
 use crate::cpu::upcall::UPCALL_VECTOR;
 #[cfg(feature = "recover")]
 use crate::cpu::{tick, tick_entry};
-use crate::domain::{self, Way};
+use crate::domain::{self, GuestType};
 use crate::memory::image::{image, stack_guard};
 use crate::memory::layout::{AddressSpace, Ranges, not_there, take_last};
 #[cfg(feature = "recover")]
@@ -59,7 +59,7 @@ pub extern "C" fn pvh_main(start: u64) -> ! {
     unsafe {
         pristine::keep(start);
     }
-    domain::set_way(Way::Pvh);
+    domain::set_guest_type(GuestType::Pvh);
     #[cfg(feature = "recover")]
     trial::begin();
     // SAFETY: the first thing on the only vCPU, in ring 0.
@@ -125,7 +125,7 @@ pub extern "C" fn pvh_main(start: u64) -> ! {
     )
     .expect("cannot set the upcall vector");
     let booted = Booted {
-        way: Way::Pvh,
+        guest_type: GuestType::Pvh,
         command_line: found.command_line,
         modules: found.modules,
         shared: space.special as *mut _,

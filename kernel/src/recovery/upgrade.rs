@@ -22,7 +22,7 @@ use super::{copying, obstacles, others, parking, pristine, region, restart, tria
 use crate::memory::layout::{Ranges, TooFragmented};
 use crate::memory::{self, image, pages};
 use crate::{devices, domain, grants, reporter};
-use bulkhead_upgrade::{Candidate, FORMAT, Running, Version, WITH_DEVICES, Way};
+use bulkhead_upgrade::{Candidate, FORMAT, GuestType, Running, Version, WITH_DEVICES};
 use bulkhead_xen::PAGE_SIZE;
 use bulkhead_xen::abi::pv::PvStartInfo;
 use core::ops::Range;
@@ -67,9 +67,9 @@ pub(crate) fn reserve<'a>(
 pub fn running() -> Running {
     Running {
         version: version(),
-        way: match domain::is_pvh() {
-            true => Way::Pvh,
-            false => Way::Pv,
+        guest_type: match domain::is_pvh() {
+            true => GuestType::Pvh,
+            false => GuestType::Pv,
         },
         format: match restart::has_devices() {
             true => WITH_DEVICES,

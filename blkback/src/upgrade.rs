@@ -12,7 +12,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use bulkhead_images::{Access, BlockDevice, DeviceReader, Owner};
-use bulkhead_upgrade::request::Fault;
+use bulkhead_upgrade::request::InjectedFault;
 use bulkhead_upgrade::{Candidate, Request, Running, elf, has_checksum};
 use bulkhead_xen::{DomId, Hypervisor, VcpuId};
 use bulkhead_xenbus::CommandNode;
@@ -57,7 +57,7 @@ pub trait Runtime {
     fn allows_faults(&self) -> bool;
 
     /// Hands the domain over. Returns only if that is not possible, with the reason.
-    fn take_over(&self, candidate: &Candidate<'_>, fault: Fault) -> &'static str;
+    fn take_over(&self, candidate: &Candidate<'_>, fault: InjectedFault) -> &'static str;
 }
 
 /// Carries out requests. Returns only if xenstore cannot be used any more.
@@ -100,7 +100,7 @@ async fn carry_out<H: Hypervisor>(
         Ok(request) => request,
         Err(error) => return error.to_string(),
     };
-    if request.fault != Fault::None && !runtime.allows_faults() {
+    if request.fault != InjectedFault::None && !runtime.allows_faults() {
         return "test= needs test-crash=on on the command line".into();
     }
     if let Some(obstacle) = runtime.obstacle() {

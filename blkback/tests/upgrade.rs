@@ -5,7 +5,7 @@ use super::recovery_devices::{NVME, nvme_setup};
 use bulkhead_blkback::upgrade::{ERROR_NODE, NODE, Runtime, answer_upgrades};
 use bulkhead_blkback_testkit::{Guest, Setup, World};
 use bulkhead_nvme_testing::Treatment;
-use bulkhead_upgrade::request::Fault;
+use bulkhead_upgrade::request::InjectedFault;
 use bulkhead_upgrade::testing::{NOTE, file, running};
 use bulkhead_upgrade::{Candidate, GuestType, Running, Version, WITH_DEVICES};
 use sha2::{Digest, Sha256};
@@ -17,7 +17,7 @@ use std::time::Duration;
 #[derive(Default)]
 struct Fake {
     obstacle: Cell<Option<&'static str>>,
-    handed: RefCell<Vec<(Version, Fault)>>,
+    handed: RefCell<Vec<(Version, InjectedFault)>>,
     faults: Cell<bool>,
     with_devices: Cell<bool>,
 }
@@ -47,7 +47,7 @@ impl Runtime for Shared {
         self.0.faults.get()
     }
 
-    fn take_over(&self, candidate: &Candidate<'_>, fault: Fault) -> &'static str {
+    fn take_over(&self, candidate: &Candidate<'_>, fault: InjectedFault) -> &'static str {
         self.0
             .handed
             .borrow_mut()
@@ -116,7 +116,10 @@ fn a_version_that_was_checked_is_handed_to_the_runtime() {
     assert!(ask(&world, &older).contains("older than 0.2.0"));
     assert!(ask(&world, &format!("{older} force")).contains(STAYS));
     let handed = runtime.handed.take();
-    assert_eq!(handed, [(NEW, Fault::None), (OLD, Fault::None)]);
+    assert_eq!(
+        handed,
+        [(NEW, InjectedFault::None), (OLD, InjectedFault::None)]
+    );
     // The images are free again.
     let disk = guest.attach("xvda", "ram:new").connected();
     assert!(ask(&world, &request).contains("is open for writing"));
@@ -174,7 +177,7 @@ fn what_is_refused_changes_nothing_and_says_why() {
     runtime.obstacle.set(None);
     runtime.faults.set(true);
     ask(&world, &format!("ram:new sha256={good} test=wait"));
-    assert_eq!(*runtime.handed.borrow(), [(NEW, Fault::Wait)]);
+    assert_eq!(*runtime.handed.borrow(), [(NEW, InjectedFault::Wait)]);
 }
 
 /// The version that takes over fails, and the one before gets the domain back.
@@ -200,7 +203,7 @@ fn what_a_controller_was_asked_before_is_answered_by_the_version_that_serves() {
     assert_eq!(*runtime.handed.borrow(), []);
     let told = ask(&world, &format!("ram:newer sha256={}", sum(&newer)));
     assert_eq!(told, format!("ram:newer: {STAYS}"));
-    assert_eq!(*runtime.handed.borrow(), [(NEW, Fault::None)]);
+    assert_eq!(*runtime.handed.borrow(), [(NEW, InjectedFault::None)]);
     for _ in 0..2 {
         assert_eq!(fake.held().len(), 8);
         world.crash_after(0, 0);

@@ -5,7 +5,7 @@ use core::fmt;
 /// The way in which a new version is to fail, to try the way back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Fault {
+pub enum InjectedFault {
     /// It does not.
     #[default]
     None = 0,
@@ -17,14 +17,14 @@ pub enum Fault {
     Late = 3,
 }
 
-impl Fault {
+impl InjectedFault {
     /// Returns the fault of that number; an unknown number is none.
-    pub fn of(number: u32) -> Fault {
+    pub fn of(number: u32) -> InjectedFault {
         match number {
-            1 => Fault::Panic,
-            2 => Fault::Wait,
-            3 => Fault::Late,
-            _ => Fault::None,
+            1 => InjectedFault::Panic,
+            2 => InjectedFault::Wait,
+            3 => InjectedFault::Late,
+            _ => InjectedFault::None,
         }
     }
 }
@@ -39,7 +39,7 @@ pub struct Request<'a> {
     /// An older version is taken, too.
     pub force: bool,
     /// The way in which the new version is to fail.
-    pub fault: Fault,
+    pub fault: InjectedFault,
 }
 
 /// The reason why a request cannot be read.
@@ -77,15 +77,15 @@ impl<'a> Request<'a> {
     pub fn parse(text: &'a str) -> Result<Request<'a>, RequestError<'a>> {
         let mut words = text.split_ascii_whitespace();
         let target = words.next().ok_or(RequestError::NoTarget)?;
-        let (mut sha256, mut force, mut fault) = (None, false, Fault::None);
+        let (mut sha256, mut force, mut fault) = (None, false, InjectedFault::None);
         for word in words {
             match word.split_once('=') {
                 Some(("sha256", sum)) => {
                     sha256 = Some(checksum(sum).ok_or(RequestError::Checksum)?);
                 }
-                Some(("test", "panic")) => fault = Fault::Panic,
-                Some(("test", "wait")) => fault = Fault::Wait,
-                Some(("test", "late")) => fault = Fault::Late,
+                Some(("test", "panic")) => fault = InjectedFault::Panic,
+                Some(("test", "wait")) => fault = InjectedFault::Wait,
+                Some(("test", "late")) => fault = InjectedFault::Late,
                 None if word == "force" => force = true,
                 _ => return Err(RequestError::Word(word)),
             }

@@ -2,7 +2,7 @@ use crate::WITH_DEVICES;
 use crate::candidate::{Candidate, GuestType, Refused, Running, Version};
 use crate::elf::{self, BadElf, Elf};
 use crate::has_checksum;
-use crate::request::{Fault, Request, RequestError};
+use crate::request::{InjectedFault, Request, RequestError};
 use crate::testing::{HYPERCALL_PAGE, NOTE, PV_NOTE, REGION, START, file, running};
 use alloc::format;
 use alloc::vec::Vec;
@@ -211,15 +211,19 @@ fn requests_are_read() {
     let request = Request::parse(&text).expect("sound");
     assert_eq!((request.target, request.force), ("ram:new.elf", true));
     assert_eq!(request.sha256[..3], [0x01, 0x23, 0x45]);
-    assert_eq!(request.fault, Fault::None);
+    assert_eq!(request.fault, InjectedFault::None);
     for (word, fault) in [
-        ("panic", Fault::Panic),
-        ("wait", Fault::Wait),
-        ("late", Fault::Late),
+        ("panic", InjectedFault::Panic),
+        ("wait", InjectedFault::Wait),
+        ("late", InjectedFault::Late),
     ] {
         let text = format!("ram:a sha256={sum} test={word}");
         assert_eq!(Request::parse(&text).map(|one| one.fault), Ok(fault));
-        assert_eq!(Fault::of(fault as u32), fault, "what the record keeps");
+        assert_eq!(
+            InjectedFault::of(fault as u32),
+            fault,
+            "what the record keeps"
+        );
     }
     let parse = |text: &str| match Request::parse(text) {
         Ok(_) => panic!("{text:?} was read"),

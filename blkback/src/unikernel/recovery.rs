@@ -18,7 +18,7 @@ use bulkhead_kernel::command_line::value;
 use bulkhead_kernel::recovery::upgrade::{self, Before, version};
 use bulkhead_kernel::recovery::{region, restart, trial};
 use bulkhead_kernel::{Hypercalls, Machine, watchdog};
-use bulkhead_upgrade::request::Fault;
+use bulkhead_upgrade::request::InjectedFault;
 use bulkhead_upgrade::{Candidate, Running};
 use bulkhead_xen::{PAGE_SIZE, VcpuId};
 use bulkhead_xenbus::retry::{persist, persist_write};
@@ -264,7 +264,7 @@ pub fn prove(executor: &mut Executor<Hypercalls>, machine: &Machine) {
     else {
         return;
     };
-    if Fault::of(fault) == Fault::Panic {
+    if InjectedFault::of(fault) == InjectedFault::Panic {
         panic!("version {} was asked to panic", version());
     }
     let handle = executor.handle();
@@ -278,7 +278,7 @@ pub fn prove(executor: &mut Executor<Hypercalls>, machine: &Machine) {
             );
         }
     });
-    if Fault::of(fault) == Fault::Wait {
+    if InjectedFault::of(fault) == InjectedFault::Wait {
         executor.run_until(|| false);
     }
 }
@@ -294,7 +294,7 @@ pub async fn follow_upgrades(
     let services = &backend.services;
     serves(services).await;
     if let Some((Before::Version(_, fault), _)) = &last
-        && Fault::of(*fault) == Fault::Late
+        && InjectedFault::of(*fault) == InjectedFault::Late
     {
         // Guests are served for a moment.
         services.handle.sleep(FAILS_AFTER).await;
@@ -350,7 +350,7 @@ impl Runtime for Upgrades {
         test_crashes(self.0).0
     }
 
-    fn take_over(&self, candidate: &Candidate<'_>, fault: Fault) -> &'static str {
+    fn take_over(&self, candidate: &Candidate<'_>, fault: InjectedFault) -> &'static str {
         if is_within_request(region::words()) {
             return "a request to xenstored is under way; try again";
         }

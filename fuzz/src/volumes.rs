@@ -2,8 +2,8 @@
 
 use crate::heap;
 use bulkhead_images::{Access, BlockDevice, DeviceReader, SectorSize};
-use bulkhead_volumes::gpt::{self, Table};
-use bulkhead_volumes::lvm::Group;
+use bulkhead_volumes::gpt::{self, PartitionTable};
+use bulkhead_volumes::lvm::VolumeGroup;
 use bulkhead_volumes::testing::{
     Disk, NewPartition, NewPhysical, mend_gpt, mend_physical, now, write_gpt, write_physical,
 };
@@ -50,7 +50,7 @@ fn name(bytes: &[u8]) {
 /// volumes.
 fn group(text: &[u8]) {
     let limit_of_group = limit(text);
-    let Ok(group) = now(Group::parse(text)) else {
+    let Ok(group) = now(VolumeGroup::parse(text)) else {
         return;
     };
     drop(limit_of_group);
@@ -104,7 +104,7 @@ fn disk(bytes: &[u8], size: SectorSize) {
     open_all(std::slice::from_ref(&disk), bytes);
 }
 
-fn table(disk: &Disk) -> Option<Table> {
+fn table(disk: &Disk) -> Option<PartitionTable> {
     now(async {
         let reader = DeviceReader::open(disk, VcpuId(0)).await;
         let mut reader = reader.expect("a disk in memory can be opened");

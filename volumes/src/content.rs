@@ -1,7 +1,7 @@
 //! What is on a disk: partitions, and physical volumes of LVM on them or on the disk itself.
 
-use crate::gpt::{self, GptError, Table};
-use crate::lvm::{self, Found, Group, GroupFault, LvmError};
+use crate::gpt::{self, GptError, PartitionTable};
+use crate::lvm::{self, Found, GroupFault, LvmError, VolumeGroup};
 use crate::memory::push;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -17,7 +17,7 @@ const MOST_PHYSICAL: usize = 64;
 #[derive(Clone, Debug, Default)]
 pub struct Content {
     /// The partitions, if there is a table.
-    pub table: Option<Table>,
+    pub table: Option<PartitionTable>,
     /// The physical volumes.
     pub physical: Vec<Found>,
     /// Remarks for the operator, in sentences.
@@ -133,7 +133,7 @@ impl Content {
 
     /// Keeps the description of a group, once for all physical volumes that have the same one. `None` if there is
     /// too much already.
-    fn keep(&self, group: Arc<Group>) -> Option<Arc<Group>> {
+    fn keep(&self, group: Arc<VolumeGroup>) -> Option<Arc<VolumeGroup>> {
         let mut others = self
             .physical
             .iter()
@@ -143,7 +143,7 @@ impl Content {
         if let Some(same) = same {
             return Some(same.clone());
         }
-        let bytes = |number: usize, group: &Arc<Group>| {
+        let bytes = |number: usize, group: &Arc<VolumeGroup>| {
             let mut before = self.physical[..number].iter();
             let again = before.any(|it| it.group.as_ref().is_some_and(|it| Arc::ptr_eq(it, group)));
             if again { 0 } else { group.bytes() }
@@ -166,14 +166,16 @@ impl Content {
     }
 
     /// Returns the groups that have a physical volume here, as the newest copy here describes each.
-    pub fn groups(&self) -> Vec<&Arc<Group>> {
+    pub fn groups(&self) -> Vec<&Arc<VolumeGroup>> {
         newest_of(self.physical.iter())
     }
 }
 
 /// Returns the groups that these physical volumes belong to, as the newest copy of them describes each.
-pub(crate) fn newest_of<'f>(physical: impl Iterator<Item = &'f Found>) -> Vec<&'f Arc<Group>> {
-    let mut groups: Vec<&Arc<Group>> = Vec::new();
+pub(crate) fn newest_of<'f>(
+    physical: impl Iterator<Item = &'f Found>,
+) -> Vec<&'f Arc<VolumeGroup>> {
+    let mut groups: Vec<&Arc<VolumeGroup>> = Vec::new();
     for group in physical.filter_map(|found| found.group.as_ref()) {
         match groups.iter_mut().find(|known| known.id == group.id) {
             // One of several copies of the same group counts: the first of the newest.

@@ -2,7 +2,7 @@
 
 use crate::claims::{DiskId, DiskRange, SectorsClaim};
 use crate::rescan::Outcome;
-use crate::resolve::{self, Identity};
+use crate::resolve::{self, VolumeIdentity};
 use alloc::string::{String, ToString};
 use alloc::sync::Weak;
 use alloc::vec::Vec;
@@ -11,7 +11,7 @@ use bulkhead_images::{ExtentMap, WeakMappedDevice};
 /// A volume that is open, as long as it is.
 pub(crate) struct Open {
     pub name: String,
-    pub identity: Identity,
+    pub identity: VolumeIdentity,
     pub disks: Vec<DiskId>,
     pub device: WeakMappedDevice,
     pub claim: Weak<SectorsClaim>,
@@ -34,10 +34,10 @@ impl Open {
     pub fn compare(&self, contents: resolve::Contents<'_>) -> Option<Outcome> {
         let (device, claim) = (self.device.upgrade()?, self.claim.upgrade()?);
         let resolved = match self.identity {
-            Identity::Partition(disk, guid) => {
+            VolumeIdentity::Partition(disk, guid) => {
                 resolve::partition(contents, disk, &self.name, &|it| it.id == guid)
             }
-            Identity::Logical(disk, group, volume) => resolve::logical(
+            VolumeIdentity::Logical(disk, group, volume) => resolve::logical(
                 contents,
                 disk,
                 &self.name,

@@ -4,7 +4,7 @@ use crate::claims::DiskId;
 use crate::content::{Content, meets, newest_of};
 use crate::error::{Unsearched, VolumeError};
 use crate::gpt::Partition;
-use crate::lvm::{Found, Group, Id, Logical, shown};
+use crate::lvm::{Found, Id, LogicalVolume, VolumeGroup, shown};
 use crate::memory::{filled, push};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -64,18 +64,18 @@ pub(crate) type Contents<'c> = &'c [Known];
 
 /// The identity of a volume, whatever it is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Identity {
+pub(crate) enum VolumeIdentity {
     /// A partition of a disk.
     Partition(DiskId, Guid),
     /// A volume of a group that is known by a disk.
     Logical(DiskId, Id, Id),
 }
 
-impl Identity {
+impl VolumeIdentity {
     /// Returns the disk that it was named by.
     pub fn disk(&self) -> DiskId {
         match self {
-            Identity::Partition(disk, _) | Identity::Logical(disk, ..) => *disk,
+            VolumeIdentity::Partition(disk, _) | VolumeIdentity::Logical(disk, ..) => *disk,
         }
     }
 }
@@ -83,7 +83,7 @@ impl Identity {
 /// A volume, and where it lies.
 #[derive(Debug)]
 pub(crate) struct Resolved {
-    pub identity: Identity,
+    pub identity: VolumeIdentity,
     /// The disks that the map's legs are on, in the order of their numbers there.
     pub disks: Vec<DiskId>,
     pub map: ExtentMap,
@@ -140,7 +140,7 @@ pub(crate) fn partition(
     map.push(partition.sectors, &[leg])
         .map_err(|error| extents(name, error))?;
     Ok(Resolved {
-        identity: Identity::Partition(disk, partition.id),
+        identity: VolumeIdentity::Partition(disk, partition.id),
         disks: alloc::vec![disk],
         map,
         read_only: partition.read_only,
@@ -153,8 +153,8 @@ pub(crate) fn logical(
     contents: Contents<'_>,
     disk: DiskId,
     name: &str,
-    group: &dyn Fn(&Group) -> bool,
-    volume: &dyn Fn(&Logical) -> bool,
+    group: &dyn Fn(&VolumeGroup) -> bool,
+    volume: &dyn Fn(&LogicalVolume) -> bool,
     disks: &[DiskId],
 ) -> Result<Resolved, VolumeError> {
     let group = newest(contents, disk, name, group)?;
@@ -178,7 +178,7 @@ pub(crate) fn logical(
     }
     let (map, disks) = lay_out(contents, name, &group, volume, disks)?;
     Ok(Resolved {
-        identity: Identity::Logical(disk, group.id, volume.id),
+        identity: VolumeIdentity::Logical(disk, group.id, volume.id),
         disks,
         map,
         read_only: !volume.writable,
@@ -186,7 +186,7 @@ pub(crate) fn logical(
     })
 }
 
-impl Group {
+impl VolumeGroup {
     /// Returns the names of volumes that can be opened, for messages.
     fn names(&self) -> Vec<String> {
         let usable = self
@@ -221,8 +221,8 @@ pub(crate) fn newest(
     contents: Contents<'_>,
     disk: DiskId,
     name: &str,
-    wanted: &dyn Fn(&Group) -> bool,
-) -> Result<Arc<Group>, VolumeError> {
+    wanted: &dyn Fn(&VolumeGroup) -> bool,
+) -> Result<Arc<VolumeGroup>, VolumeError> {
     let not_found = |there: Vec<String>| VolumeError::NotFound {
         name: name.into(),
         there,
@@ -290,8 +290,8 @@ type FoundOn<'c> = (usize, &'c Found);
 fn lay_out(
     contents: Contents<'_>,
     name: &str,
-    group: &Group,
-    volume: &Logical,
+    group: &VolumeGroup,
+    volume: &LogicalVolume,
     known: &[DiskId],
 ) -> Result<(ExtentMap, Vec<DiskId>), VolumeError> {
     let no_memory = || extents(name, ExtentError::NoMemory);

@@ -3,7 +3,7 @@
 use crate::claims::{Claims, DiskId};
 use crate::content::Content;
 use crate::gpt::Partition;
-use crate::lvm::Group;
+use crate::lvm::VolumeGroup;
 use crate::name::VolumePart;
 use crate::open::Open;
 use crate::order::order;
@@ -104,7 +104,7 @@ impl VolumesState {
             let contents = self.contents(claims);
             for group in content.groups() {
                 // What is open is as large as the newest copy of all disks says, and so is what is shown.
-                let wanted = |other: &Group| other.id == group.id;
+                let wanted = |other: &VolumeGroup| other.id == group.id;
                 let Ok(group) = resolve::newest(&contents, id, &group.name, &wanted) else {
                     continue;
                 };

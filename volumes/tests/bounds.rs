@@ -3,7 +3,7 @@
 mod support;
 
 use bulkhead_images::{DeviceReader, Sector, SectorSize};
-use bulkhead_volumes::lvm::{Group, GroupFault};
+use bulkhead_volumes::lvm::{GroupFault, VolumeGroup};
 use bulkhead_volumes::testing::{Disk, NewPartition, NewPhysical, now, write_gpt, write_physical};
 use bulkhead_volumes::{Content, Volumes};
 use bulkhead_xen::VcpuId;
@@ -74,7 +74,7 @@ fn a_large_volume_in_a_large_group_is_found() {
 fn a_long_text_is_read_in_many_turns() {
     let volume = striped("large", 200, |stripe| ("a".to_string(), stripe));
     let text = text(1, &physical_volumes(8000), &volume);
-    let mut reading = pin!(Group::parse(text.as_bytes()));
+    let mut reading = pin!(VolumeGroup::parse(text.as_bytes()));
     let mut turns = 1;
     while reading
         .as_mut()
@@ -112,7 +112,7 @@ fn what_is_kept_of_a_disk_has_a_limit() {
     };
     let large = text(1, "", &logical(20_000));
     assert_eq!(
-        now(Group::parse(large.as_bytes())),
+        now(VolumeGroup::parse(large.as_bytes())),
         Err(GroupFault::TooLarge)
     );
     // Many that are not, each other than the ones before.

@@ -3,7 +3,7 @@
 mod support;
 
 use bulkhead_images::{Access, DeviceReader, Sector, SectorSize};
-use bulkhead_volumes::gpt::{self, GptError, Note, PartitionFault, Table};
+use bulkhead_volumes::gpt::{self, GptError, Note, PartitionFault, PartitionTable};
 use bulkhead_volumes::testing::{Disk, NewPartition, mend_gpt, now, write_gpt};
 use bulkhead_volumes::{Guid, Volumes};
 use bulkhead_xen::VcpuId;
@@ -15,7 +15,7 @@ fn disk(size: SectorSize, partitions: &[NewPartition<'_>]) -> Disk {
     disk
 }
 
-fn read(disk: &Disk) -> Result<Option<Table>, GptError> {
+fn read(disk: &Disk) -> Result<Option<PartitionTable>, GptError> {
     now(async {
         let mut reader = DeviceReader::open(disk, VcpuId(0)).await.expect("opened");
         let table = gpt::read(&mut reader, &[]).await;
@@ -24,7 +24,7 @@ fn read(disk: &Disk) -> Result<Option<Table>, GptError> {
     })
 }
 
-fn table(disk: &Disk) -> Table {
+fn table(disk: &Disk) -> PartitionTable {
     read(disk).expect("it is sound").expect("there is one")
 }
 

@@ -4,7 +4,7 @@ mod support;
 
 use bulkhead_images::{Access, Sector, SectorSize};
 use bulkhead_volumes::Volumes;
-use bulkhead_volumes::lvm::{Group, GroupFault};
+use bulkhead_volumes::lvm::{GroupFault, VolumeGroup};
 use bulkhead_volumes::testing::{
     Disk, NewPartition, NewPhysical, mend_physical, now, write_gpt, write_physical,
 };
@@ -530,8 +530,8 @@ fn a_disk_with_large_sectors_has_volumes_too() {
     );
 }
 
-fn parsed(text: &str) -> Result<Group, GroupFault> {
-    now(Group::parse(text.as_bytes()))
+fn parsed(text: &str) -> Result<VolumeGroup, GroupFault> {
+    now(VolumeGroup::parse(text.as_bytes()))
 }
 
 #[test]
@@ -559,7 +559,10 @@ fn texts_that_are_none_are_refused_with_the_line() {
         let fault = fault(text);
         assert!(fault.starts_with(line), "{text:?}: {fault}");
     }
-    assert_eq!(now(Group::parse(&[0xFF, b'a'])), Err(GroupFault::Encoding));
+    assert_eq!(
+        now(VolumeGroup::parse(&[0xFF, b'a'])),
+        Err(GroupFault::Encoding)
+    );
     let field = "its text has no valid";
     for (what, with, named) in [
         ("version = 1\n", "version = 2\n", "version and contents"),

@@ -27,7 +27,7 @@ const PIECE: usize = 4096;
 
 /// The partitions of a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Table {
+pub struct PartitionTable {
     /// The disk's own identity.
     pub disk: Guid,
     /// Those there are, in the order of the table.
@@ -105,7 +105,7 @@ type Copy = Result<(Header, Vec<Partition>), CopyFault>;
 pub async fn read(
     reader: &mut DeviceReader,
     written: &[Range<u64>],
-) -> Result<Option<Table>, GptError> {
+) -> Result<Option<PartitionTable>, GptError> {
     let unit = reader.geometry().sector_size.bytes() as u64;
     let blocks = reader.geometry().sectors.bytes().unwrap_or(0) / unit;
     // The MBR, two headers, two tables of a block at least.
@@ -138,7 +138,7 @@ pub async fn read(
     };
     let mut partitions = partitions;
     entry::mark_overlaps(&mut partitions).ok_or(GptError::NoMemory)?;
-    Ok(Some(Table {
+    Ok(Some(PartitionTable {
         disk: header.disk,
         partitions,
         note,

@@ -1,6 +1,6 @@
 //! What the text says of a group: its physical volumes, and where its logical volumes lie on them.
 
-use super::logical::{Logical, LogicalFault, Reader};
+use super::logical::{LogicalFault, LogicalVolume, Reader};
 use super::text::{Section, TextFault, Value, parse};
 use super::{Id, is_name};
 use crate::memory::{owned, push};
@@ -20,7 +20,7 @@ pub(crate) const MOST_BYTES: usize = 2 << 20;
 
 /// A volume group.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Group {
+pub struct VolumeGroup {
     /// Its name.
     pub name: String,
     /// Its identity.
@@ -32,14 +32,14 @@ pub struct Group {
     /// Its administrator has made it ready to be moved to another machine: it is not to be used here.
     pub exported: bool,
     /// Its physical volumes.
-    pub physical: Vec<Physical>,
+    pub physical: Vec<PhysicalVolume>,
     /// Its logical volumes, with those that LVM has for itself.
-    pub logical: Vec<Logical>,
+    pub logical: Vec<LogicalVolume>,
 }
 
 /// A physical volume, as the group knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Physical {
+pub struct PhysicalVolume {
     /// Its name in the text: `pv0`.
     pub name: String,
     /// Its identity, by which it is found.
@@ -81,9 +81,9 @@ pub(super) type Outcome<T> = Result<T, GroupFault>;
 
 pub(super) const NO_MEMORY: GroupFault = GroupFault::NoMemory;
 
-impl Group {
+impl VolumeGroup {
     /// Reads a text as it lies in a metadata area: zeros may follow it. A long one takes several turns of the vCPU.
-    pub async fn parse(bytes: &[u8]) -> Outcome<Group> {
+    pub async fn parse(bytes: &[u8]) -> Outcome<VolumeGroup> {
         let end = bytes.iter().position(|byte| *byte == 0);
         let text = core::str::from_utf8(&bytes[..end.unwrap_or(bytes.len())]);
         let text = text.map_err(|_| GroupFault::Encoding)?;
@@ -104,10 +104,10 @@ impl Group {
         }
         let (name, section) = group.ok_or(GroupFault::Field("group"))?;
         turns.next().await;
-        Group::of(name, section, &mut turns).await
+        VolumeGroup::of(name, section, &mut turns).await
     }
 
-    async fn of(name: &str, section: Section<'_>, turns: &mut Turns) -> Outcome<Group> {
+    async fn of(name: &str, section: Section<'_>, turns: &mut Turns) -> Outcome<VolumeGroup> {
         let (mut id, mut seqno, mut extent_size, mut format) = (None, None, None, None);
         let (mut exported, mut physical, mut logical) = (false, None, None);
         for (name, value) in section.entries() {
@@ -124,7 +124,7 @@ impl Group {
         }
         let field = GroupFault::Field;
         let size = extent_size.filter(|size| (1..1 << 32).contains(size));
-        let mut group = Group {
+        let mut group = VolumeGroup {
             name: owned(name).ok_or(NO_MEMORY)?,
             id: id.ok_or(field("identity"))?,
             seqno: seqno.ok_or(field("seqno"))?,
@@ -144,7 +144,7 @@ impl Group {
         for (name, value) in sections {
             let section = value.section().ok_or(field("physical volume"))?;
             turns.count().await;
-            let volume = Physical::of(name, section)?;
+            let volume = PhysicalVolume::of(name, section)?;
             bytes += volume.bytes();
             within_limit(bytes)?;
             push(&mut group.physical, volume).ok_or(NO_MEMORY)?;
@@ -191,13 +191,13 @@ impl Group {
 
     /// Returns about how many bytes of memory the description takes.
     pub(crate) fn bytes(&self) -> usize {
-        let physical: usize = self.physical.iter().map(Physical::bytes).sum();
-        let logical: usize = self.logical.iter().map(Logical::bytes).sum();
+        let physical: usize = self.physical.iter().map(PhysicalVolume::bytes).sum();
+        let logical: usize = self.logical.iter().map(LogicalVolume::bytes).sum();
         physical + logical
     }
 
     /// Returns how many sectors a volume has, in units of 512 bytes.
-    pub fn sectors(&self, volume: &Logical) -> Sector {
+    pub fn sectors(&self, volume: &LogicalVolume) -> Sector {
         let extents: u64 = volume.segments.iter().map(|segment| segment.extents).sum();
         Sector(extents * self.extent_size)
     }
@@ -241,12 +241,12 @@ fn within_limit(bytes: usize) -> Outcome<()> {
     }
 }
 
-impl Physical {
+impl PhysicalVolume {
     fn bytes(&self) -> usize {
-        size_of::<Physical>() + self.name.len()
+        size_of::<PhysicalVolume>() + self.name.len()
     }
 
-    fn of(name: &str, section: Section<'_>) -> Outcome<Physical> {
+    fn of(name: &str, section: Section<'_>) -> Outcome<PhysicalVolume> {
         let (mut id, mut start, mut extents) = (None, None, None);
         for (name, value) in section.entries() {
             match name {
@@ -260,7 +260,7 @@ impl Physical {
         // So that no product of these overflows.
         let start = start.filter(|start| *start < 1 << 54);
         let extents = extents.filter(|extents| *extents <= MOST_EXTENTS);
-        Ok(Physical {
+        Ok(PhysicalVolume {
             name: owned(name).ok_or(NO_MEMORY)?,
             id: id.ok_or(field("identity of a physical volume"))?,
             start: start.ok_or(field("pe_start"))?,

@@ -1,6 +1,6 @@
 //! Logical volumes of a group, and where they lie on its physical volumes.
 
-use super::group::{GroupFault, MOST_EXTENTS, NO_MEMORY, Outcome, Physical};
+use super::group::{GroupFault, MOST_EXTENTS, NO_MEMORY, Outcome, PhysicalVolume};
 use super::text::{List, Section, Value, plain};
 use super::{Id, is_name};
 use crate::memory::{owned, push};
@@ -15,7 +15,7 @@ const MOST_STRIPES: u64 = 128;
 
 /// A logical volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Logical {
+pub struct LogicalVolume {
     /// Its name.
     pub name: String,
     /// Its identity.
@@ -77,18 +77,21 @@ impl fmt::Display for LogicalFault {
     }
 }
 
-impl Logical {
+impl LogicalVolume {
     pub(super) fn bytes(&self) -> usize {
         let stripes: usize = self.segments.iter().map(|it| it.stripes.len()).sum();
         let segments = self.segments.len() * size_of::<Segment>();
         // A stripe is in the list of those that are compared, too.
-        size_of::<Logical>() + self.name.len() + segments + stripes * 3 * size_of::<(u32, u64)>()
+        size_of::<LogicalVolume>()
+            + self.name.len()
+            + segments
+            + stripes * 3 * size_of::<(u32, u64)>()
     }
 }
 
 /// Reads logical volumes.
 pub(super) struct Reader<'r> {
-    pub physical: &'r [Physical],
+    pub physical: &'r [PhysicalVolume],
     pub find: &'r dyn Fn(&str) -> Option<usize>,
     pub extent_size: u64,
 }
@@ -101,7 +104,7 @@ impl Reader<'_> {
         section: Section<'t>,
         snapshots: &mut Vec<&'t str>,
         turns: &mut Turns,
-    ) -> Outcome<Logical> {
+    ) -> Outcome<LogicalVolume> {
         let (mut id, mut visible, mut writable, mut count) = (None, false, false, None);
         for (name, value) in section.entries() {
             match name {
@@ -117,7 +120,7 @@ impl Reader<'_> {
         if !is_name(name) {
             return Err(GroupFault::Field("name of a logical volume"));
         }
-        let mut volume = Logical {
+        let mut volume = LogicalVolume {
             name: owned(name).ok_or(NO_MEMORY)?,
             id: id.ok_or(GroupFault::Field("identity of a logical volume"))?,
             writable,

@@ -11,9 +11,9 @@ mod text;
 
 pub use area::AreaFault;
 pub(crate) use group::MOST_BYTES;
-pub use group::{Group, GroupFault, Physical};
+pub use group::{GroupFault, PhysicalVolume, VolumeGroup};
 pub use label::LabelFault;
-pub use logical::{Logical, LogicalFault};
+pub use logical::{LogicalFault, LogicalVolume};
 pub use text::TextFault;
 
 use crate::memory::push;
@@ -76,7 +76,7 @@ pub struct Found {
     /// The number of sectors of the disk that it may have.
     pub sectors: Sector,
     /// The group that it describes; `None` if it belongs to none, or has no metadata that is in use.
-    pub group: Option<Arc<Group>>,
+    pub group: Option<Arc<VolumeGroup>>,
     /// The faults of copies of its metadata.
     pub faults: Vec<CopyFault>,
     /// The sectors of the disk that hold its label and its metadata.
@@ -173,7 +173,7 @@ pub async fn read(
                 continue;
             }
         };
-        match Group::parse(&text).await {
+        match VolumeGroup::parse(&text).await {
             Ok(group) => {
                 let newest = found.group.as_ref();
                 if newest.is_none_or(|newest| newest.seqno < group.seqno) {

@@ -9,7 +9,7 @@
 use crate::connection::Transport;
 use crate::error::ConnectionFault;
 use bulkhead_xen::abi::xs_wire::{
-    CONNECTED, ERROR_NONE, FEATURE_ERROR, FEATURE_RECONNECTION, Interface, RING_SIZE,
+    CONNECTED, ERROR_NONE, FEATURE_ERROR, FEATURE_RECONNECTION, RING_SIZE, XenstoreInterface,
 };
 use bulkhead_xen::{Hypervisor, Port, StoreRing};
 use core::mem::offset_of;
@@ -70,36 +70,36 @@ impl<H: Hypervisor> Ring<H> {
     }
 
     fn request_consumer(&self) -> &AtomicU32 {
-        self.word(offset_of!(Interface, request_consumer))
+        self.word(offset_of!(XenstoreInterface, request_consumer))
     }
 
     fn request_producer(&self) -> &AtomicU32 {
-        self.word(offset_of!(Interface, request_producer))
+        self.word(offset_of!(XenstoreInterface, request_producer))
     }
 
     fn response_consumer(&self) -> &AtomicU32 {
-        self.word(offset_of!(Interface, response_consumer))
+        self.word(offset_of!(XenstoreInterface, response_consumer))
     }
 
     fn response_producer(&self) -> &AtomicU32 {
-        self.word(offset_of!(Interface, response_producer))
+        self.word(offset_of!(XenstoreInterface, response_producer))
     }
 
     fn offers(&self, feature: u32) -> bool {
-        let features = self.word(offset_of!(Interface, server_features));
+        let features = self.word(offset_of!(XenstoreInterface, server_features));
         features.load(Ordering::Acquire) & feature != 0
     }
 
     /// Returns false while xenstored starts the ring anew: nothing else in the page has a meaning then
     /// (`docs/misc/xenstore-ring.txt`).
     fn connected(&self) -> bool {
-        let connection = self.word(offset_of!(Interface, connection));
+        let connection = self.word(offset_of!(XenstoreInterface, connection));
         !self.offers(FEATURE_RECONNECTION) || connection.load(Ordering::Acquire) == CONNECTED
     }
 
     /// Checks whether the server has given up on this domain.
     fn check_error(&self) -> Result<(), ConnectionFault> {
-        let error = self.word(offset_of!(Interface, error));
+        let error = self.word(offset_of!(XenstoreInterface, error));
         let code = error.load(Ordering::Acquire);
         if self.offers(FEATURE_ERROR) && code != ERROR_NONE {
             return Err(ConnectionFault::GivenUp { code });
@@ -144,7 +144,7 @@ impl<H: Hypervisor> Ring<H> {
             // promised; xenstored only reads there.
             unsafe {
                 self.page
-                    .add(offset_of!(Interface, requests) + slot)
+                    .add(offset_of!(XenstoreInterface, requests) + slot)
                     .write_volatile(byte);
             }
         }
@@ -178,7 +178,7 @@ impl<H: Hypervisor> Ring<H> {
             // promised; each byte is read once.
             *byte = unsafe {
                 self.page
-                    .add(offset_of!(Interface, responses) + slot)
+                    .add(offset_of!(XenstoreInterface, responses) + slot)
                     .read_volatile()
             };
         }

@@ -297,7 +297,7 @@ impl fmt::Display for Permission {
 /// fields. The fields after the indices have a meaning only if [`server_features`](Self::server_features) says so.
 #[repr(C)]
 #[derive(Debug)]
-pub struct Interface {
+pub struct XenstoreInterface {
     /// Bytes to xenstored.
     pub requests: [u8; RING_SIZE],
     /// Bytes from xenstored.
@@ -335,9 +335,9 @@ pub const ERROR_RING_INDEX: u32 = 2;
 /// A message was too long (`XENSTORE_ERROR_PROTO`).
 pub const ERROR_PROTOCOL: u32 = 3;
 
-const _: () = assert!(core::mem::size_of::<Interface>() == 2076);
-const _: () = assert!(core::mem::offset_of!(Interface, request_consumer) == 2048);
-const _: () = assert!(core::mem::offset_of!(Interface, error) == 2072);
+const _: () = assert!(core::mem::size_of::<XenstoreInterface>() == 2076);
+const _: () = assert!(core::mem::offset_of!(XenstoreInterface, request_consumer) == 2048);
+const _: () = assert!(core::mem::offset_of!(XenstoreInterface, error) == 2072);
 
 #[cfg(test)]
 mod tests {

@@ -11,7 +11,7 @@ mod transactions;
 mod wire;
 
 use crate::{Client, Connection, Ring};
-use bulkhead_xen::abi::xs_wire::Interface;
+use bulkhead_xen::abi::xs_wire::XenstoreInterface;
 use bulkhead_xen::{DomId, Port, StoreRing};
 use bulkhead_xen_sim::xenstore::ring::ServerEnd;
 use bulkhead_xen_sim::xenstore::{Server, domain_path, owned_by};
@@ -37,16 +37,16 @@ impl Page {
     fn new() -> Page {
         let page = Page(NonNull::from(Box::leak(Box::new(Bytes([0xa5; 4096])))));
         for index in [
-            offset_of!(Interface, request_consumer),
-            offset_of!(Interface, request_producer),
-            offset_of!(Interface, response_consumer),
-            offset_of!(Interface, response_producer),
+            offset_of!(XenstoreInterface, request_consumer),
+            offset_of!(XenstoreInterface, request_producer),
+            offset_of!(XenstoreInterface, response_consumer),
+            offset_of!(XenstoreInterface, response_producer),
         ] {
             page.set(index, u32::MAX - 100);
         }
-        page.set(offset_of!(Interface, server_features), 0);
-        page.set(offset_of!(Interface, connection), 0);
-        page.set(offset_of!(Interface, error), 0);
+        page.set(offset_of!(XenstoreInterface, server_features), 0);
+        page.set(offset_of!(XenstoreInterface, connection), 0);
+        page.set(offset_of!(XenstoreInterface, error), 0);
         page
     }
 

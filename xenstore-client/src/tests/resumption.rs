@@ -65,8 +65,8 @@ struct Written {
     responses: u32,
 }
 
-const REQUESTS: usize = offset_of!(Interface, request_producer);
-const RESPONSES: usize = offset_of!(Interface, response_consumer);
+const REQUESTS: usize = offset_of!(XenstoreInterface, request_producer);
+const RESPONSES: usize = offset_of!(XenstoreInterface, response_consumer);
 
 impl Written {
     fn at_present(page: &Page, positions: &Positions) -> Written {
@@ -186,7 +186,7 @@ fn requests_are_sent_as_a_whole_as_soon_as_there_is_room() {
     assert!(resume(&page, &hypervisor, positions).is_ok());
     assert!(!is_within_request(positions));
     // Room for all but one byte of it.
-    let consumer = offset_of!(Interface, request_consumer);
+    let consumer = offset_of!(XenstoreInterface, request_consumer);
     page.set(consumer, page.get(consumer).wrapping_add(91));
     assert_eq!(ring.send(&requests[616..]), Ok(0));
     page.set(consumer, page.get(consumer).wrapping_add(1));
@@ -208,7 +208,10 @@ fn a_request_that_was_cut_off_is_told() {
     let resumed = resume(&page, &hypervisor, positions).err();
     assert_eq!(resumed, Some(NotResumed::CutOff));
     assert!(is_within_request(positions));
-    page.set(offset_of!(Interface, request_consumer), page.get(REQUESTS));
+    page.set(
+        offset_of!(XenstoreInterface, request_consumer),
+        page.get(REQUESTS),
+    );
     assert_eq!(ring.send(&requests[1024..]), Ok(976));
     assert!(resume(&page, &hypervisor, positions).is_ok());
     assert_eq!(ring.send(&requests[2000..]), Ok(24));
@@ -221,7 +224,7 @@ fn a_length_that_no_message_has_ends_nothing_but_the_connection() {
     let hypervisor = NotificationCount::default();
     let positions = positions();
     let mut ring = resume(&page, &hypervisor, positions).expect("good positions");
-    let producer = offset_of!(Interface, response_producer);
+    let producer = offset_of!(XenstoreInterface, response_producer);
     let start = page.get(producer);
     // The ring is full of 0xa5, and so is the length of the message.
     for arrived in 1..=200 {

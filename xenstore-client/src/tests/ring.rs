@@ -29,11 +29,11 @@ fn bytes_go_around_the_ring() {
     let bytes: Vec<u8> = (0..1500).map(|n| n as u8).collect();
     assert_eq!(ring.send(&bytes), Ok(1024));
     assert_eq!(ring.send(&bytes[1024..]), Ok(0));
-    let written = page.get(offset_of!(Interface, request_producer));
+    let written = page.get(offset_of!(XenstoreInterface, request_producer));
     assert_eq!(written, (u32::MAX - 100).wrapping_add(1024));
     // The other side reads 1000 of them.
     page.set(
-        offset_of!(Interface, request_consumer),
+        offset_of!(XenstoreInterface, request_consumer),
         written.wrapping_sub(24),
     );
     assert_eq!(ring.send(&bytes[1024..]), Ok(476));
@@ -61,18 +61,24 @@ fn messages_longer_than_the_ring_pass() {
 #[test]
 fn what_was_there_before_is_dropped() {
     let page = Page::new();
-    page.set(offset_of!(Interface, response_producer), 7);
+    page.set(offset_of!(XenstoreInterface, response_producer), 7);
     let mut ring = page.ring(NotificationCount::default());
-    assert_eq!(page.get(offset_of!(Interface, response_consumer)), 7);
+    assert_eq!(
+        page.get(offset_of!(XenstoreInterface, response_consumer)),
+        7
+    );
     assert_eq!(ring.receive(&mut [0; 16]), Ok(0));
 }
 
 #[test]
 fn impossible_indices_break_the_connection() {
     for (index, offset) in [
-        (3000, offset_of!(Interface, response_producer)),
-        (3000, offset_of!(Interface, request_consumer)),
-        (u32::MAX / 2, offset_of!(Interface, response_producer)),
+        (3000, offset_of!(XenstoreInterface, response_producer)),
+        (3000, offset_of!(XenstoreInterface, request_consumer)),
+        (
+            u32::MAX / 2,
+            offset_of!(XenstoreInterface, response_producer),
+        ),
     ] {
         let mut rig = Rig::new();
         let store = rig.client.clone();
@@ -239,11 +245,13 @@ fn a_server_that_gives_up_is_heard() {
 fn a_ring_that_is_being_set_up_is_left_alone() {
     let mut rig = Rig::new();
     let store = rig.client.clone();
-    let connection = offset_of!(Interface, connection);
+    let connection = offset_of!(XenstoreInterface, connection);
     rig.page.set(connection, RECONNECT);
     // Meanwhile nothing else in the page means anything.
-    rig.page
-        .set(offset_of!(Interface, response_producer), 0x1234_5678);
+    rig.page.set(
+        offset_of!(XenstoreInterface, response_producer),
+        0x1234_5678,
+    );
     let mut waiting = pin!(store.read("data"));
     assert!(rig.poll(waiting.as_mut()).is_pending());
     rig.connection.pump().unwrap();

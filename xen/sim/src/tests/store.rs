@@ -3,7 +3,7 @@
 use crate::xenstore::toolstack;
 use crate::{DomainConfig, Sim, SimDomain};
 use bulkhead_xen::abi::xs_wire::{
-    Header, Interface, MessageType, RING_SIZE, RequestId, TransactionId,
+    Header, MessageType, RING_SIZE, RequestId, TransactionId, XenstoreInterface,
 };
 use bulkhead_xen::{Hypervisor, StoreRing};
 use std::mem::offset_of;
@@ -30,7 +30,7 @@ impl Client {
 
     /// Puts bytes onto the ring, without notifying xenstored.
     fn put(&self, bytes: &[u8]) {
-        let index = self.index(offset_of!(Interface, request_producer));
+        let index = self.index(offset_of!(XenstoreInterface, request_producer));
         let producer = index.load(Ordering::Relaxed);
         for (at, byte) in bytes.iter().enumerate() {
             let slot = (producer as usize + at) % RING_SIZE;
@@ -46,13 +46,13 @@ impl Client {
 
     /// Takes all bytes off the ring.
     fn take(&self) -> Vec<u8> {
-        let index = self.index(offset_of!(Interface, response_consumer));
-        let producer = self.index(offset_of!(Interface, response_producer));
+        let index = self.index(offset_of!(XenstoreInterface, response_consumer));
+        let producer = self.index(offset_of!(XenstoreInterface, response_producer));
         let (start, end) = (
             index.load(Ordering::Relaxed),
             producer.load(Ordering::Acquire),
         );
-        let at = |index: u32| offset_of!(Interface, responses) + index as usize % RING_SIZE;
+        let at = |index: u32| offset_of!(XenstoreInterface, responses) + index as usize % RING_SIZE;
         // SAFETY: inside the ring's page.
         let read = |index| unsafe { self.ring.page.add(at(index)).read_volatile() };
         let bytes = (start..end).map(read).collect();

@@ -3,8 +3,8 @@
 use super::Server;
 use bulkhead_xen::DomId;
 use bulkhead_xen::abi::xs_wire::{
-    CONNECTED, ERROR_NONE, ERROR_RING_INDEX, FEATURE_ERROR, FEATURE_RECONNECTION, Interface,
-    RECONNECT, RING_SIZE,
+    CONNECTED, ERROR_NONE, ERROR_RING_INDEX, FEATURE_ERROR, FEATURE_RECONNECTION, RECONNECT,
+    RING_SIZE, XenstoreInterface,
 };
 use core::mem::offset_of;
 use core::ptr::NonNull;
@@ -29,7 +29,7 @@ impl ServerEnd {
     /// lives, and that no Rust reference points into.
     pub unsafe fn new(page: NonNull<u8>, domain: DomId) -> ServerEnd {
         let end = ServerEnd { page, domain };
-        end.word(offset_of!(Interface, server_features))
+        end.word(offset_of!(XenstoreInterface, server_features))
             .store(FEATURE_RECONNECTION | FEATURE_ERROR, Ordering::Release);
         end
     }
@@ -54,7 +54,7 @@ impl ServerEnd {
             })
             .unwrap_or_else(|error| {
                 server.give_up(self.domain, error);
-                self.word(offset_of!(Interface, error))
+                self.word(offset_of!(XenstoreInterface, error))
                     .store(error, Ordering::Release);
                 true
             });
@@ -64,17 +64,17 @@ impl ServerEnd {
 
     /// The domain asked for a new start: nothing of the old connection is left.
     fn reconnect(&self, server: &mut Server) -> bool {
-        let connection = self.word(offset_of!(Interface, connection));
+        let connection = self.word(offset_of!(XenstoreInterface, connection));
         if connection.load(Ordering::Acquire) != RECONNECT {
             return false;
         }
         server.connections.insert(self.domain, Default::default());
         for index in [
-            offset_of!(Interface, request_consumer),
-            offset_of!(Interface, request_producer),
-            offset_of!(Interface, response_consumer),
-            offset_of!(Interface, response_producer),
-            offset_of!(Interface, error),
+            offset_of!(XenstoreInterface, request_consumer),
+            offset_of!(XenstoreInterface, request_producer),
+            offset_of!(XenstoreInterface, response_consumer),
+            offset_of!(XenstoreInterface, response_producer),
+            offset_of!(XenstoreInterface, error),
         ] {
             self.word(index).store(0, Ordering::Relaxed);
         }
@@ -83,13 +83,13 @@ impl ServerEnd {
     }
 
     fn take_requests(&self, server: &mut Server) -> Result<bool, u32> {
-        let consumer = self.word(offset_of!(Interface, request_consumer));
-        let producer = self.word(offset_of!(Interface, request_producer));
+        let consumer = self.word(offset_of!(XenstoreInterface, request_consumer));
+        let producer = self.word(offset_of!(XenstoreInterface, request_producer));
         let start = consumer.load(Ordering::Relaxed);
         let end = producer.load(Ordering::Acquire);
         let length = used(start, end)?;
         let bytes: Vec<u8> = (0..length)
-            .map(|at| self.byte(offset_of!(Interface, requests), start, at))
+            .map(|at| self.byte(offset_of!(XenstoreInterface, requests), start, at))
             .collect();
         consumer.store(end, Ordering::Release);
         server.receive(self.domain, &bytes);
@@ -97,8 +97,8 @@ impl ServerEnd {
     }
 
     fn put_responses(&self, server: &mut Server) -> Result<bool, u32> {
-        let consumer = self.word(offset_of!(Interface, response_consumer));
-        let producer = self.word(offset_of!(Interface, response_producer));
+        let consumer = self.word(offset_of!(XenstoreInterface, response_consumer));
+        let producer = self.word(offset_of!(XenstoreInterface, response_producer));
         let start = producer.load(Ordering::Relaxed);
         let room = RING_SIZE - used(consumer.load(Ordering::Acquire), start)?;
         let bytes = server.take_outgoing(self.domain, room);
@@ -108,7 +108,7 @@ impl ServerEnd {
             // has promised.
             unsafe {
                 self.page
-                    .add(offset_of!(Interface, responses) + slot)
+                    .add(offset_of!(XenstoreInterface, responses) + slot)
                     .write_volatile(byte);
             }
         }
@@ -117,7 +117,7 @@ impl ServerEnd {
     }
 
     fn error(&self) -> u32 {
-        self.word(offset_of!(Interface, error))
+        self.word(offset_of!(XenstoreInterface, error))
             .load(Ordering::Relaxed)
     }
 

@@ -60,7 +60,6 @@ const BY_NAME: &[&str] = &[
     "lasting-qdisk",
     "memory-target-pv",
     "nbds-life",
-    "paused-guests",
     "queues-pv",
     "rebooted-storage",
     "refused-requests-pv",

@@ -3,7 +3,7 @@
 use super::build;
 use super::checks::Counts;
 use crate::host::{pci, qemu::Machine, xenstored::Xenstored};
-use crate::image::{self, packages, release::Release};
+use crate::image::{self, HostImage, packages, release::Release};
 use crate::testbed::Scenario;
 use crate::testbed::own_host::OwnHostScenario;
 use crate::testbed::progress::Progress;
@@ -161,6 +161,23 @@ fn run_alone(setting: &Setting, chosen: &Chosen) -> Result<Summary> {
     summary
 }
 
+/// Has `build` build the unikernel, and meanwhile makes the image of the hosts: on a fresh machine the one compiles while
+/// the other downloads.
+pub(super) fn prepare(
+    release: Release,
+    progress: &Progress,
+    build: impl FnOnce() -> Result<PathBuf> + Send,
+) -> Result<(PathBuf, HostImage)> {
+    let say = |text: &str| progress.step("lab", text);
+    std::thread::scope(|scope| {
+        let unikernel = scope.spawn(build);
+        say("preparing the unikernel, and the image of the hosts");
+        let image = image::ensure(release, &say);
+        let unikernel = unikernel.join().expect("building does not panic");
+        Ok((unikernel?, image?))
+    })
+}
+
 /// Runs the scenarios; the last host begins when its processor is free.
 pub(super) fn run_scenarios(
     setting: &Setting,
@@ -168,20 +185,12 @@ pub(super) fn run_scenarios(
     progress: &Progress,
     last: &LastHost,
 ) -> Result<Summary> {
-    let say = |text: &str| progress.step("lab", text);
     packages::ensure()?;
     if !chosen.own_host.is_empty() {
         packages::ensure_for_bochs()?;
     }
-    // On a fresh machine the one compiles while the other downloads.
-    let (unikernel, image) = std::thread::scope(|scope| {
-        let unikernel = scope.spawn(|| setting.elf.clone().map_or_else(build::build, Ok));
-        say("building the unikernel");
-        let image = image::ensure(setting.release, &say);
-        let unikernel = unikernel.join().expect("building does not panic");
-        (unikernel, image)
-    });
-    let (unikernel, image) = (unikernel?, image?);
+    let build = || setting.elf.clone().map_or_else(build::build, Ok);
+    let (unikernel, image) = prepare(setting.release, progress, build)?;
     fs::create_dir_all(workspace::lab())?;
     let mut summary = Summary::default();
     for scenario in &chosen.own_host {

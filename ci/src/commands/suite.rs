@@ -3,20 +3,21 @@
 use super::build;
 use super::checks::{self, Counts};
 use super::fuzz;
-use super::scenarios::{Chosen, Setting, print_counts, print_end, run_scenarios};
-use crate::image::{self, packages};
+use super::scenarios::{Chosen, Setting, prepare, print_counts, print_end, run_scenarios};
+use crate::image::packages;
 use crate::scenarios;
 use crate::testbed::progress::Progress;
 use crate::testbed::report::Summary;
 use crate::testbed::schedule::LastHost;
 use anyhow::Result;
+use std::path::PathBuf;
 
 /// The results so far.
 #[derive(Default)]
 struct Done {
     summary: Summary,
-    /// The number of scenarios that could not even begin.
-    not_begun: usize,
+    /// The scenarios that could not even begin.
+    not_begun: Counts,
 }
 
 impl Done {
@@ -31,25 +32,23 @@ impl Done {
     /// Counts all of these scenarios as failed, for that reason.
     fn none(&mut self, chosen: &Chosen, error: &anyhow::Error, progress: &Progress) {
         progress.line(&format!("FAILED: no scenario could be run: {error:#}"));
-        self.not_begun += chosen.names().len();
+        let names = chosen.names().into_iter().map(|(name, _)| name.to_owned());
+        let failures: Vec<_> = names.collect();
+        self.not_begun.add(Counts {
+            failed: failures.len(),
+            failures,
+            ..Counts::default()
+        });
     }
 }
 
-/// Builds the ELFs, and meanwhile makes the image of the hosts.
-fn prepare(setting: &Setting, progress: &Progress) -> Result<()> {
-    std::thread::scope(|scope| {
-        let elves = scope.spawn(|| {
-            // At the place of the whole one.
-            build::check_smallest()?;
-            build::build()?;
-            build::build_tls()
-        });
-        progress.step("lab", "building the unikernel");
-        let say = |text: &str| progress.step("lab", text);
-        let image = image::ensure(setting.release, &say);
-        elves.join().expect("building does not panic")?;
-        image.map(drop)
-    })
+/// Builds all ELFs, and returns the path of the whole one.
+fn build_all() -> Result<PathBuf> {
+    // The whole one takes the place of the smallest.
+    build::check_smallest()?;
+    let elf = build::build()?;
+    build::build_tls()?;
+    Ok(elf)
 }
 
 /// Runs the checks, and afterwards fuzzes, guided by coverage, if `long`.
@@ -112,8 +111,15 @@ pub fn run(setting: &Setting, long: bool) -> Result<bool> {
             last.release();
             checks
         });
-        let done = match prepare(setting, &progress) {
-            Ok(()) => run_all_scenarios(setting, chosen, &progress, &last),
+        let done = match prepare(setting.release, &progress, build_all) {
+            Ok((elf, _)) => {
+                let elf = Some(elf);
+                let setting = Setting {
+                    elf,
+                    ..setting.clone()
+                };
+                run_all_scenarios(&setting, chosen, &progress, &last)
+            }
             Err(error) => {
                 let mut done = Done::default();
                 done.none(&chosen, &error, &progress);
@@ -126,6 +132,6 @@ pub fn run(setting: &Setting, long: bool) -> Result<bool> {
     let mut counts = checks?;
     print_end(&done.summary)?;
     counts.add(done.summary.counts());
-    counts.failed += done.not_begun;
+    counts.add(done.not_begun);
     Ok(print_counts(&counts))
 }

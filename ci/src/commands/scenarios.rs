@@ -4,12 +4,12 @@ use super::build;
 use super::checks::Counts;
 use crate::host::{pci, qemu::Machine, xenstored::Xenstored};
 use crate::image::{self, HostImage, packages, release::Release};
-use crate::testbed::Scenario;
 use crate::testbed::own_host::OwnHostScenario;
 use crate::testbed::progress::Progress;
 use crate::testbed::report::Summary;
 use crate::testbed::runner::{Run, Runner};
 use crate::testbed::schedule::{self, Job, LastHost};
+use crate::testbed::{Part, Scenario};
 use crate::{scenarios, workspace};
 use anyhow::{Result, bail};
 use std::fs;
@@ -117,7 +117,7 @@ pub fn demo(release: Release, xenstored: Xenstored) -> Result<bool> {
         shared: scenarios::suite(),
         ..Chosen::default()
     };
-    chosen.shared.retain(|scenario| scenario.demo);
+    chosen.shared.retain(|scenario| scenario.part == Part::Demo);
     let setting = Setting {
         release,
         xenstored,

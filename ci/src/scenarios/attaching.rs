@@ -10,35 +10,33 @@ use crate::testbed::images::Image;
 use crate::testbed::leak_check::Holdings;
 use crate::testbed::report::milliseconds;
 use crate::testbed::storage::disk;
-use crate::testbed::{MINUTE, Scenario, Testbed, write_verify};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed, write_verify};
 use anyhow::{Result, ensure};
 use std::time::{Duration, Instant};
 
-pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "sixteen-disks",
-    about: "16 disks of one guest, all in use at once: each byte is on the disk it was written to",
-    demo: false,
-    run: sixteen_disks,
-}];
-
-/// Scenarios with more rounds.
-pub const LONG: &[Scenario] = &[
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "sixteen-disks",
+        about: "16 disks of one guest, all in use at once: each byte is on the disk it was written to",
+        part: Part::Suite,
+        run: sixteen_disks,
+    },
     Scenario {
         name: "full-domain",
         about: "26 disks of one guest with 4 vCPUs, on a driver domain of 296 MiB of which the image has 280: all connect, and another guest's disk goes on",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| many_disks(testbed, &[ALMOST_FULL]),
     },
     Scenario {
         name: "hundred-rounds",
         about: "disks are attached and detached 100 times while another disk is in use and verified; nothing is left",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| many_rounds(testbed, 25),
     },
     Scenario {
         name: "many-disks",
         about: "26 disks of one guest with 4 vCPUs, on a driver domain of 16, 64 and 296 MiB: all connect, and another guest's disk goes on",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| {
             many_disks(
                 testbed,

@@ -3,7 +3,7 @@
 use crate::config::Kind;
 use crate::testbed::images::{self, Image};
 use crate::testbed::storage::disk;
-use crate::testbed::{MINUTE, Scenario, Testbed};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed};
 use anyhow::{Result, ensure};
 use std::time::Duration;
 
@@ -11,31 +11,31 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "small-memory",
         about: "without an image, 16 MiB are enough, PVH and PV",
-        demo: false,
+        part: Part::Suite,
         run: small_memory,
     },
     Scenario {
         name: "raw-ramdisk",
         about: "a ramdisk that is not an archive is one image, ram:disk0",
-        demo: false,
+        part: Part::Suite,
         run: raw_ramdisk,
     },
     Scenario {
         name: "large-ramdisk",
         about: "an archive of 1023 MiB is served; Xen's domain builder refuses one of more than 1024",
-        demo: false,
+        part: Part::Suite,
         run: large_ramdisk,
     },
     Scenario {
         name: "gzipped-ramdisk",
         about: "a gzipped archive is served where Xen unpacks it, and refused with a reason elsewhere",
-        demo: false,
+        part: Part::Suite,
         run: gzipped_ramdisk,
     },
     Scenario {
         name: "shutdown-and-reboot",
         about: "xl shutdown ends the driver domain, xl reboot brings it back, PVH and PV",
-        demo: false,
+        part: Part::Suite,
         run: shutdown_and_reboot,
     },
 ];

@@ -7,24 +7,24 @@ use crate::host::guest::Guest;
 use crate::testbed::images::Image;
 use crate::testbed::leak_check::Holdings;
 use crate::testbed::storage::disk;
-use crate::testbed::{MINUTE, Scenario, Testbed, side_by_side, write_verify};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed, side_by_side, write_verify};
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 
-pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "busy-xenstore",
-    about: "2 guests read back what they wrote at the same time, then attach and detach 2 disks each among conflicting transactions; no disk is lost",
-    demo: false,
-    run: busy_xenstore,
-}];
-
-/// Scenarios with more guests than the suite has at once.
-pub const LONG: &[Scenario] = &[Scenario {
-    name: "eight-guests",
-    about: "8 small guests read back what they wrote, all at the same time",
-    demo: false,
-    run: eight_guests,
-}];
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "busy-xenstore",
+        about: "2 guests read back what they wrote at the same time, then attach and detach 2 disks each among conflicting transactions; no disk is lost",
+        part: Part::Suite,
+        run: busy_xenstore,
+    },
+    Scenario {
+        name: "eight-guests",
+        about: "8 small guests read back what they wrote, all at the same time",
+        part: Part::ByName,
+        run: eight_guests,
+    },
+];
 
 /// The time limit for each of these scenarios.
 const LIMIT: Duration = Duration::from_secs(480);

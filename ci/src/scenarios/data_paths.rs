@@ -6,20 +6,20 @@ use crate::host::guest::Guest;
 use crate::host::vbd_statistics::VbdStatistics;
 use crate::testbed::images::Image;
 use crate::testbed::storage::{device_number, disk};
-use crate::testbed::{Scenario, Testbed, fio};
+use crate::testbed::{Part, Scenario, Testbed, fio};
 use anyhow::{Result, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "data-paths",
         about: "data-path=map, copy and persistent: fio verified, and the counters show that path alone",
-        demo: false,
+        part: Part::Suite,
         run: data_paths,
     },
     Scenario {
         name: "map-slots",
         about: "max_maptrack_frames=1 and 2: one guest, then two, verify with 64 KiB at depth 32; no error",
-        demo: false,
+        part: Part::Suite,
         run: map_slots,
     },
 ];

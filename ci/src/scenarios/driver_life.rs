@@ -6,7 +6,7 @@ use crate::host::xen_state::grants_in_use;
 use crate::testbed::images::Image;
 use crate::testbed::storage::{device_number, disk};
 use crate::testbed::write_verify::{self, write_to_the_end};
-use crate::testbed::{MINUTE, Scenario, Testbed, guest_queue};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed, guest_queue};
 use anyhow::{Context, Result, anyhow, ensure};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,55 +15,55 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "ends-with-guests",
         about: "xl shutdown of a PVH driver domain in use closes every disk; its guests live on",
-        demo: false,
+        part: Part::Suite,
         run: |testbed| ends_with_guests(testbed, Kind::Pvh),
     },
     Scenario {
         name: "ends-with-guests-pv",
         about: "the same with a PV driver domain",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| ends_with_guests(testbed, Kind::Pv),
     },
     Scenario {
         name: "comes-back",
         about: "xl reboot of a PV driver domain in use; the guest that it served attaches again",
-        demo: false,
+        part: Part::Suite,
         run: |testbed| comes_back(testbed, Kind::Pv),
     },
     Scenario {
         name: "comes-back-pvh",
         about: "the same with a PVH driver domain",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| comes_back(testbed, Kind::Pvh),
     },
     Scenario {
         name: "guest-first",
         about: "a guest created before the (PVH) driver domain runs waits, and connects when it comes",
-        demo: false,
+        part: Part::Suite,
         run: |testbed| guest_first(testbed, Kind::Pvh),
     },
     Scenario {
         name: "guest-first-pv",
         about: "the same with a PV driver domain",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| guest_first(testbed, Kind::Pv),
     },
     Scenario {
         name: "refused-requests",
         about: "xl save, migrate, trigger and vcpu-set of a PVH driver domain in use are refused; its guest goes on",
-        demo: false,
+        part: Part::Suite,
         run: |testbed| refused_requests(testbed, Kind::Pvh),
     },
     Scenario {
         name: "refused-requests-pv",
         about: "the same with a PV driver domain",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| refused_requests(testbed, Kind::Pv),
     },
     Scenario {
         name: "paused-storage",
         about: "idle driver domains, PVH and PV, that are paused for twice their watchdog's time go on",
-        demo: false,
+        part: Part::Suite,
         run: paused_storages,
     },
 ];

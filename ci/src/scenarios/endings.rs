@@ -6,24 +6,24 @@ use crate::host::guest::Guest;
 use crate::testbed::images::Image;
 use crate::testbed::leak_check::Holdings;
 use crate::testbed::storage::disk;
-use crate::testbed::{MINUTE, Scenario, Testbed, side_by_side};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed, side_by_side};
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 
-pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "four-endings",
-    about: "a guest each powers off, reboots, crashes and is destroyed in mid-write, and its image goes to the next; nothing leaks",
-    demo: false,
-    run: |testbed| endings(testbed, 2),
-}];
-
-/// Scenarios with more guests.
-pub const LONG: &[Scenario] = &[Scenario {
-    name: "thirty-endings",
-    about: "30 guests power off, reboot, crash or are destroyed in mid-write, PV and PVH ones in each way; nothing leaks",
-    demo: false,
-    run: |testbed| endings(testbed, 15),
-}];
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "four-endings",
+        about: "a guest each powers off, reboots, crashes and is destroyed in mid-write, and its image goes to the next; nothing leaks",
+        part: Part::Suite,
+        run: |testbed| endings(testbed, 2),
+    },
+    Scenario {
+        name: "thirty-endings",
+        about: "30 guests power off, reboot, crash or are destroyed in mid-write, PV and PVH ones in each way; nothing leaks",
+        part: Part::ByName,
+        run: |testbed| endings(testbed, 15),
+    },
+];
 
 /// The time within which the resources of guests that ended have to be given back.
 const GIVEN_BACK: Duration = Duration::from_secs(20);

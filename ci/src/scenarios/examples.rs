@@ -5,7 +5,7 @@ use crate::commands::build;
 use crate::config::{Config, Kind};
 use crate::host::domain::Domain;
 use crate::host::xenstored::Xenstored;
-use crate::testbed::{Scenario, Testbed};
+use crate::testbed::{Part, Scenario, Testbed};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::time::Duration;
@@ -14,19 +14,19 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "grant-echo",
         about: "two domains: a ring and a port go over by xenstore, each request is answered with its status plus one",
-        demo: false,
+        part: Part::Suite,
         run: echo,
     },
     Scenario {
         name: "grant-batch",
         about: "1, 512 and 10,000 granted pages go over by one reference, or by a xenstore node each, and are mapped by one hypercall",
-        demo: false,
+        part: Part::Suite,
         run: batch,
     },
     Scenario {
         name: "grant-flip",
         about: "frames change their owner and come back; PVH domains are refused, and keep their pages",
-        demo: false,
+        part: Part::Suite,
         run: flip,
     },
 ];

@@ -4,7 +4,7 @@ use crate::config::Kind;
 use crate::host::guest::Guest;
 use crate::testbed::images::Image;
 use crate::testbed::storage::disk;
-use crate::testbed::{MINUTE, Scenario, Testbed};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed};
 use anyhow::{Result, ensure};
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "filesystem",
         about: "mkfs.ext4, mount, write and unmount in one guest; check and read in the next",
-        demo: false,
+        part: Part::Suite,
         run: filesystem,
     },
     Scenario {
         name: "read-only",
         about: "a disk attached read-only is read and cannot be written",
-        demo: false,
+        part: Part::Suite,
         run: read_only,
     },
 ];

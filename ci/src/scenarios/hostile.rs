@@ -6,14 +6,14 @@ use crate::config::Kind;
 use crate::host::domain::{Domain, TOOLSTACK};
 use crate::testbed::images::Image;
 use crate::testbed::storage::{Running, disk};
-use crate::testbed::{Scenario, Testbed, write_verify};
+use crate::testbed::{Part, Scenario, Testbed, write_verify};
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "hostile-frontends",
     about: "frontends that publish invalid nodes are closed with the reason; another guest works on",
-    demo: false,
+    part: Part::Suite,
     run: hostile_frontends,
 }];
 

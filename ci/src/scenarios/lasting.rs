@@ -5,7 +5,7 @@ use crate::host::Host;
 use crate::host::domain::Domain;
 use crate::host::guest::Guest;
 use crate::testbed::storage::{Running, device_number, disk, own_disk_connected};
-use crate::testbed::{MINUTE, Scenario, Testbed};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed};
 use crate::testbed::{records, write_verify};
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
@@ -14,36 +14,34 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "lasting-disk",
         about: "a file of dom0's, served through a PV driver domain as vbd:xvda: the data outlives guest and driver domain, which are destroyed in mid-write, and writes go on when dom0's driver starts anew",
-        demo: false,
+        part: Part::Suite,
         run: |testbed| outlives(testbed, Kind::Pv),
     },
     Scenario {
         name: "lasting-disk-pvh",
         about: "the same with a PVH driver domain",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| outlives(testbed, Kind::Pvh),
     },
     Scenario {
         name: "stacked-storage",
         about: "a guest on Bulkhead on Bulkhead on dom0, PVH on PV; the lower one is destroyed in mid-write and another one takes its place: all that was written is there, and the statistics of all layers add up",
-        demo: false,
+        part: Part::Suite,
         run: |testbed| stacked_storage(testbed, Kind::Pv, Kind::Pvh),
     },
     Scenario {
         name: "lasting-qdisk",
         about: "a file that QEMU's xen-block serves to the driver domain, and the driver domain to a guest: all that was written is there, also after the disk is detached and attached again",
-        demo: false,
+        part: Part::ByName,
         run: qdisk,
     },
+    Scenario {
+        name: "stacked-storage-pv",
+        about: "as stacked-storage, PV on PVH",
+        part: Part::ByName,
+        run: |testbed| stacked_storage(testbed, Kind::Pvh, Kind::Pv),
+    },
 ];
-
-/// The same the other way round.
-pub const LONG: &[Scenario] = &[Scenario {
-    name: "stacked-storage-pv",
-    about: "as stacked-storage, PV on PVH",
-    demo: false,
-    run: |testbed| stacked_storage(testbed, Kind::Pvh, Kind::Pv),
-}];
 
 /// The disk's size, and the size of the part that is written, in MiB.
 const SIZE: u32 = 8;

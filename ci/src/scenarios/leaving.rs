@@ -5,26 +5,26 @@ use crate::host::guest::Guest;
 use crate::testbed::images::Image;
 use crate::testbed::leak_check::Holdings;
 use crate::testbed::storage::{device_number, disk};
-use crate::testbed::{MINUTE, Scenario, Testbed};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed};
 use anyhow::{Result, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "detach",
         about: "xl block-detach from a PV driver domain leaves no grant map, no event channel and no xenstore node",
-        demo: false,
+        part: Part::Suite,
         run: |testbed| detach(testbed, Kind::Pv),
     },
     Scenario {
         name: "detach-pvh",
         about: "the same with a PVH driver domain",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| detach(testbed, Kind::Pvh),
     },
     Scenario {
         name: "destroyed-guest",
         about: "xl destroy of a guest in mid-write leaves nothing, and the next guest is served",
-        demo: false,
+        part: Part::Suite,
         run: destroyed_guest,
     },
 ];

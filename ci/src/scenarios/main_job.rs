@@ -4,7 +4,7 @@ use crate::config::Kind;
 use crate::testbed::images::Image;
 use crate::testbed::report::milliseconds;
 use crate::testbed::storage::disk;
-use crate::testbed::{Scenario, Testbed, fio};
+use crate::testbed::{Part, Scenario, Testbed, fio};
 use anyhow::{Result, ensure};
 use std::time::{Duration, Instant};
 
@@ -12,24 +12,22 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "main-pvh",
         about: "PVH driver domain: boot time, attach, fio verified by a PVH guest, idle CPU",
-        demo: true,
+        part: Part::Demo,
         run: |testbed| main_job(testbed, Kind::Pvh),
     },
     Scenario {
         name: "main-pv",
         about: "PV driver domain: boot time, attach, fio verified by a PV guest, idle CPU",
-        demo: true,
+        part: Part::Demo,
         run: |testbed| main_job(testbed, Kind::Pv),
     },
+    Scenario {
+        name: "mixed-kinds",
+        about: "fio verified by a PV guest on a PVH driver domain, and the other way round",
+        part: Part::ByName,
+        run: mixed_kinds,
+    },
 ];
-
-/// The other combinations of kinds.
-pub const LONG: &[Scenario] = &[Scenario {
-    name: "mixed-kinds",
-    about: "fio verified by a PV guest on a PVH driver domain, and the other way round",
-    demo: false,
-    run: mixed_kinds,
-}];
 
 /// Processor time that an idle driver domain may use in [`IDLE`].
 const IDLE_TARGET: Duration = Duration::from_millis(100);

@@ -11,38 +11,38 @@ use crate::testbed::network::Server;
 use crate::testbed::pauses::{self, KEEP_LOG, LOGGED, MARK};
 use crate::testbed::report::milliseconds;
 use crate::testbed::storage::disk;
-use crate::testbed::{Scenario, Testbed, fio, side_by_side, write_verify};
+use crate::testbed::{Part, Scenario, Testbed, fio, side_by_side, write_verify};
 use anyhow::{Context, Result, ensure};
 use std::thread::sleep;
 use std::time::Duration;
 
-pub const LONG: &[Scenario] = &[
+pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "many-crashes-pvh",
         about: "a PVH driver domain crashes a hundred times, in six ways, under four guests with fio, verified, on an image, a disk of its own and two servers: nothing is lost, and Xen counts what it did before",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| many_crashes(testbed, Kind::Pvh, 1, &PVH),
     },
     Scenario {
         name: "many-crashes-vcpus-pvh",
         about: "the same with two vCPUs, on either of which it crashes",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| many_crashes(testbed, Kind::Pvh, 2, &PVH),
     },
 ];
 
 /// The same with a device that is passed through.
-pub const LONG_WITH_DEVICES: &[Scenario] = &[
+pub const WITH_DEVICES: &[Scenario] = &[
     Scenario {
         name: "many-crashes-pv",
         about: "a PV driver domain crashes a hundred times, in three ways, under four guests with fio, verified, on an image, a disk of its own, a server and an NVMe controller: nothing is lost, and Xen counts what it did before",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| many_crashes(testbed, Kind::Pv, 1, &PV),
     },
     Scenario {
         name: "many-crashes-vcpus-pv",
         about: "the same with two vCPUs, on either of which it crashes or hangs",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| many_crashes(testbed, Kind::Pv, 2, &PV),
     },
 ];

@@ -6,21 +6,21 @@ use crate::config::Kind;
 use crate::host::guest::Guest;
 use crate::testbed::images::Image;
 use crate::testbed::storage::{Running, disk};
-use crate::testbed::{MINUTE, Scenario, Testbed};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed};
 use anyhow::{Result, ensure};
 use std::time::{Duration, Instant};
 
-pub const LONG: &[Scenario] = &[
+pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "many-restarts-pvh",
         about: "twelve PVH driver domains of two vCPUs crash six times each, on either, while a guest reads from all of them",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| many_restarts(testbed, Kind::Pvh),
     },
     Scenario {
         name: "many-restarts-pv",
         about: "twelve PV driver domains of two vCPUs crash six times each, on either, while a guest reads from all of them",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| many_restarts(testbed, Kind::Pv),
     },
 ];

@@ -4,7 +4,7 @@ use super::operator::{memory, other};
 use crate::config::Kind;
 use crate::testbed::images::Image;
 use crate::testbed::storage::{Running, disk};
-use crate::testbed::{MINUTE, Scenario, Testbed};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed};
 use anyhow::{Context, Result, ensure};
 use std::time::Instant;
 
@@ -12,13 +12,13 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "memory-target",
         about: "maxmem= above memory= does not end a PVH domain; xl mem-set is followed, or the log says why not",
-        demo: false,
+        part: Part::Suite,
         run: |testbed| memory_target(testbed, Kind::Pvh),
     },
     Scenario {
         name: "memory-target-pv",
         about: "the same with a PV driver domain",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| memory_target(testbed, Kind::Pv),
     },
 ];

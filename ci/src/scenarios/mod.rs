@@ -43,56 +43,25 @@ mod upgrade;
 mod virtio;
 mod volume_disks;
 
-use crate::testbed::Scenario;
 use crate::testbed::own_host::OwnHostScenario;
+use crate::testbed::{Part, Scenario};
 
-/// Scenarios that show what others of the suite show, too: with the other kind of driver domain, with another store, or
-/// with another way to lose and find it again. They run by name only, or with `--long`.
-const BY_NAME: &[&str] = &[
-    "comes-back-pvh",
-    "detach-pvh",
-    "discard-pvh",
-    "disks-on-vcpus-pvh",
-    "ends-with-guests-pv",
-    "growth-pv",
-    "guest-first-pv",
-    "lasting-disk-pvh",
-    "lasting-qdisk",
-    "memory-target-pv",
-    "nbds-life",
-    "queues-pv",
-    "rebooted-storage",
-    "refused-requests-pv",
-    "restart-in-place-pvh",
-    "restart-in-place-vcpus-pv",
-    "saved-pv-guest",
-    "statistics-pvh",
-    "two-guests",
-];
-
-/// Returns whether a scenario of [`plain`] is part of the suite.
-fn in_suite(scenario: &Scenario) -> bool {
-    !BY_NAME.contains(&scenario.name)
-}
-
-/// Returns the scenarios of the suite that share hosts, in the order in which they begin. The last ones are short, so
-/// that all hosts are in use until the end.
-pub fn suite() -> Vec<Scenario> {
-    plain().into_iter().filter(in_suite).collect()
-}
-
-fn plain() -> Vec<Scenario> {
+/// Returns the scenarios that share hosts, in the order in which they begin. The last ones of the suite are short, so that
+/// all hosts are in use until the end.
+fn shared() -> Vec<Scenario> {
     [
         main_job::SCENARIOS,
         filesystem::SCENARIOS,
         endings::SCENARIOS,
         crowd::SCENARIOS,
+        restarting::SCENARIOS,
         attaching::SCENARIOS,
         lasting::SCENARIOS,
         volume_disks::SCENARIOS,
         nbd::SCENARIOS,
         nbd_addresses::SCENARIOS,
         nbd_hang::SCENARIOS,
+        nbd_queues::SCENARIOS,
         nbd_tls::SCENARIOS,
         power_cut::SCENARIOS,
         several::SCENARIOS,
@@ -100,6 +69,9 @@ fn plain() -> Vec<Scenario> {
         leaving::SCENARIOS,
         driver_life::SCENARIOS,
         recovery::SCENARIOS,
+        many_restarts::SCENARIOS,
+        many_crashes::SCENARIOS,
+        upgrade::SCENARIOS,
         replaced_storage::SCENARIOS,
         operator::SCENARIOS,
         package::SCENARIOS,
@@ -117,50 +89,45 @@ fn plain() -> Vec<Scenario> {
     .concat()
 }
 
-/// Returns the scenarios that show what others of the suite do, those that do more of it (more rounds, guests or disks),
-/// those that need further builds, and one for which the emulation has most faults.
-pub fn long() -> Vec<Scenario> {
-    let mut long = plain();
-    long.retain(|scenario| !in_suite(scenario));
-    let more = [
-        main_job::LONG,
-        endings::LONG,
-        restarting::LONG,
-        attaching::LONG,
-        crowd::LONG,
-        lasting::LONG,
-        nbd::LONG,
-        nbd_queues::LONG,
-        recovery::LONG,
-        many_restarts::LONG,
-        many_crashes::LONG,
-        upgrade::SCENARIOS,
-    ];
-    long.extend(more.concat());
-    long
-}
-
 /// Returns the scenarios that share hosts with devices of their own ([`pci::LAB`](crate::host::pci::LAB)).
-pub fn with_devices() -> Vec<Scenario> {
+fn shared_with_devices() -> Vec<Scenario> {
     [
         passed_through::SCENARIOS,
         nvme::SCENARIOS,
         nvme_panic::SCENARIOS,
         power_cut::WITH_DEVICES,
         virtio::SCENARIOS,
+        recovery::WITH_DEVICES,
+        many_crashes::WITH_DEVICES,
+        upgrade::WITH_DEVICES,
     ]
     .concat()
 }
 
+/// Returns those of the suite if `suite`, else those that run by name only.
+fn only(mut scenarios: Vec<Scenario>, suite: bool) -> Vec<Scenario> {
+    scenarios.retain(|scenario| (scenario.part != Part::ByName) == suite);
+    scenarios
+}
+
+/// Returns the scenarios of the suite that share hosts.
+pub fn suite() -> Vec<Scenario> {
+    only(shared(), true)
+}
+
+/// Returns the scenarios that share hosts and run by name only ([`Part::ByName`]).
+pub fn long() -> Vec<Scenario> {
+    only(shared(), false)
+}
+
+/// Returns the scenarios of the suite for hosts with devices of their own.
+pub fn with_devices() -> Vec<Scenario> {
+    only(shared_with_devices(), true)
+}
+
 /// Returns the scenarios of [`long`] for hosts with devices of their own.
 pub fn long_with_devices() -> Vec<Scenario> {
-    [
-        nvme::LONG_WITH_DEVICES,
-        recovery::LONG_WITH_DEVICES,
-        many_crashes::LONG_WITH_DEVICES,
-        upgrade::WITH_DEVICES,
-    ]
-    .concat()
+    only(shared_with_devices(), false)
 }
 
 /// The scenarios that `cargo lab test` runs under each of the two implementations of xenstored: attaching and
@@ -196,16 +163,6 @@ mod tests {
     #[test]
     fn what_runs_under_both_is_there() {
         assert_eq!(super::under_both().len(), super::UNDER_BOTH.len());
-    }
-
-    #[test]
-    fn what_runs_by_name_is_there() {
-        let there = |name: &&&str| super::plain().iter().any(|one| one.name == **name);
-        assert!(super::BY_NAME.iter().all(|name| there(&name)));
-        assert_eq!(
-            super::suite().len() + super::BY_NAME.len(),
-            super::plain().len()
-        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::config::Kind;
 use crate::host::guest::Guest;
 use crate::testbed::network::{CONNECTED, DRIVER_DOMAIN, Server};
 use crate::testbed::storage::{Running, disk};
-use crate::testbed::{MINUTE, Scenario, Testbed};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed};
 use crate::testbed::{fio, write_verify};
 use anyhow::{Context, Result, ensure};
 
@@ -14,24 +14,22 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "nbd-disks",
         about: "PVH and PV driver domains serve exports of two nbdkits and of qemu-nbd (qcow2) over a bridge of dom0's: fio verified, ext4 with fsync that dom0 finds in the server's file, an export that is not there refused with those that are",
-        demo: false,
+        part: Part::Suite,
         run: disks,
     },
     Scenario {
         name: "nbd-life",
         about: "an NBD server is killed in mid-write and started again, then the link is down for 8 seconds, and for 30: the guest waits, all is verified, and retransmissions were counted; a server that comes back with a disk of another size is refused, and the next guest has that disk",
-        demo: false,
+        part: Part::Suite,
         run: life,
     },
+    Scenario {
+        name: "nbd-server",
+        about: "a PV driver domain serves an export of Debian's nbd-server: fio verified, ext4 with fsync that dom0 finds in the server's file, an export that is not there refused with those that are; the server is killed in mid-write and started again, the guest waits, and all is verified",
+        part: Part::ByName,
+        run: nbd_server,
+    },
 ];
-
-/// The scenario of a third server.
-pub const LONG: &[Scenario] = &[Scenario {
-    name: "nbd-server",
-    about: "a PV driver domain serves an export of Debian's nbd-server: fio verified, ext4 with fsync that dom0 finds in the server's file, an export that is not there refused with those that are; the server is killed in mid-write and started again, the guest waits, and all is verified",
-    demo: false,
-    run: nbd_server,
-}];
 
 /// An empty disk in memory, of so many MiB, which fio works on.
 const MEMORY: Server = Server::Memory(8);

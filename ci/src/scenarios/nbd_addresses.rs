@@ -4,13 +4,13 @@ use super::refusal::refuse;
 use crate::config::Kind;
 use crate::testbed::network::{ALIAS, DRIVER_DOMAIN_6, NAME, Server};
 use crate::testbed::storage::{Running, disk};
-use crate::testbed::{MINUTE, Scenario, Testbed, write_verify};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed, write_verify};
 use anyhow::{Context, Result, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "nbd-dhcp",
     about: "a driver domain (PV) that no DHCP server gives an address gets one from dnsmasq once it runs, renews it, and finds an NBD server by its name, each time that it connects; a name that is not there is refused with the reason; another server is reached over IPv6",
-    demo: false,
+    part: Part::Suite,
     run: addresses,
 }];
 

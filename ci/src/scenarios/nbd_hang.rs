@@ -4,14 +4,14 @@ use crate::config::Kind;
 use crate::host::guest::Guest;
 use crate::testbed::network::{DRIVER_DOMAIN, Server};
 use crate::testbed::storage::disk;
-use crate::testbed::{Scenario, Testbed, fio, write_verify};
+use crate::testbed::{Part, Scenario, Testbed, fio, write_verify};
 use anyhow::{Result, ensure};
 use std::time::Duration;
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "nbd-hang",
     about: "an NBD server hangs while a guest writes to its export: a guest on another server's disk, served by the same vCPU, reads on, no read taking two seconds, and the first one goes on and is verified once its server does",
-    demo: false,
+    part: Part::Suite,
     run: hang,
 }];
 

@@ -5,13 +5,13 @@ use crate::config::Kind;
 use crate::host::Host;
 use crate::testbed::network::{BRIDGE, CONNECTED, DRIVER_DOMAIN, Server};
 use crate::testbed::storage::{Running, disk};
-use crate::testbed::{MINUTE, Scenario, Testbed, write_verify};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed, write_verify};
 use anyhow::{Context, Result, ensure};
 
-pub const LONG: &[Scenario] = &[Scenario {
+pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "nbd-queues",
     about: "dom0's netback takes two queues, and the driver domain (PVH) has both: two exports are written and compared at once, over one each; the domain crashes and has both again; another interface with one comes in its place, and the guest goes on",
-    demo: false,
+    part: Part::ByName,
     run: queues,
 }];
 

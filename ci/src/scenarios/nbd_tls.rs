@@ -7,7 +7,7 @@ use crate::config::Kind;
 use crate::testbed::network::{CONNECTED, DRIVER_DOMAIN};
 use crate::testbed::storage::{Running, disk};
 use crate::testbed::tls_servers::{ClientFiles, TlsServer};
-use crate::testbed::{MINUTE, Scenario, Testbed};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed};
 use crate::testbed::{fio, write_verify};
 use anyhow::{Result, ensure};
 use std::fs;
@@ -16,13 +16,13 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "nbds-disks",
         about: "a PVH driver domain with TLS serves exports of nbdkit and of qemu-nbd (qcow2), which both want its certificate: fio verified, ext4 with fsync; servers with a certificate of another CA, of another name, or from the past are refused with the reason, and so is all of TLS by the ELF without it",
-        demo: false,
+        part: Part::Suite,
         run: disks,
     },
     Scenario {
         name: "nbds-life",
         about: "a PV driver domain with TLS and without a certificate of its own is refused by servers that want one; a server that does not is killed in mid-write, comes back with an expired certificate, and then with a good one: the guest waits, and all is verified",
-        demo: false,
+        part: Part::ByName,
         run: life,
     },
 ];

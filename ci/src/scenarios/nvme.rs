@@ -5,7 +5,7 @@ use crate::config::Kind;
 use crate::host::guest::Guest;
 use crate::host::pci::{self, PciDevice};
 use crate::testbed::storage::{Running, Storage, controller_started, device_number, disk};
-use crate::testbed::{MINUTE, Scenario, Testbed};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed};
 use crate::testbed::{fio, records, side_by_side, write_verify};
 use anyhow::{Context, Result, ensure};
 use std::fs::File;
@@ -15,24 +15,22 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "nvme-disks",
         about: "a PV driver domain serves the namespaces of two NVMe controllers, of 512 and of 4096 bytes a block, to PVH and PV guests: verified, discarded, and there when the driver domain came anew",
-        demo: false,
+        part: Part::Suite,
         run: disks,
     },
     Scenario {
         name: "nvme-life",
         about: "a driver domain with an NVMe controller is destroyed in mid-write: what was flushed is there, and the next one uses the controller; it is detached when no disk lies on it, and comes back",
-        demo: false,
+        part: Part::Suite,
         run: life,
     },
+    Scenario {
+        name: "nvme-sixteen-disks",
+        about: "a PV driver domain of 48 MiB serves 16 disks of a PVH and a PV guest, partitions of its NVMe controller, all in use at once: each byte is on the disk it was written to, and memory is left",
+        part: Part::ByName,
+        run: sixteen_disks,
+    },
 ];
-
-/// A scenario whose guests, with two vCPUs and eight disks each, take minutes to boot.
-pub const LONG_WITH_DEVICES: &[Scenario] = &[Scenario {
-    name: "nvme-sixteen-disks",
-    about: "a PV driver domain of 48 MiB serves 16 disks of a PVH and a PV guest, partitions of its NVMe controller, all in use at once: each byte is on the disk it was written to, and memory is left",
-    demo: false,
-    run: sixteen_disks,
-}];
 
 /// A partition's label.
 const LABEL: &str = "root-alice";

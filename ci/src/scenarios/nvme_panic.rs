@@ -8,7 +8,7 @@ use crate::host::pci::{self, PciDevice};
 use crate::host::{length, read_from};
 use crate::testbed::records;
 use crate::testbed::storage::{Running, device_number, disk};
-use crate::testbed::{MINUTE, Scenario, Testbed};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed};
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeSet;
 use std::thread;
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "nvme-panic",
     about: "slow NVMe controllers go on with two guests' reads while the driver domain is paused, but when it has panicked no byte of the guests' memory changes, the IOMMU has nothing to refuse, and what was flushed is there",
-    demo: false,
+    part: Part::Suite,
     run: panics,
 }];
 

@@ -4,44 +4,44 @@ use crate::config::Kind;
 use crate::host::guest::Guest;
 use crate::testbed::images::Image;
 use crate::testbed::storage::{device_number, disk};
-use crate::testbed::{MINUTE, Scenario, Testbed};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed};
 use anyhow::{Result, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "discard",
         about: "discarded blocks read as zeros; their memory stays, or goes back to Xen (from a PV domain) until they are written",
-        demo: false,
+        part: Part::Suite,
         run: |testbed| discard(testbed, Kind::Pv),
     },
     Scenario {
         name: "discard-pvh",
         about: "the same with a PVH driver domain",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| discard(testbed, Kind::Pvh),
     },
     Scenario {
         name: "growth",
         about: "an image of a PVH driver domain grows while a guest uses it; the guest sees it without reconnecting",
-        demo: false,
+        part: Part::Suite,
         run: |testbed| growth(testbed, Kind::Pvh),
     },
     Scenario {
         name: "growth-pv",
         about: "the same with a PV driver domain",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| growth(testbed, Kind::Pv),
     },
     Scenario {
         name: "statistics",
         about: "a disk's node and the console's keys of a PV driver domain show what the guest did, to the request",
-        demo: false,
+        part: Part::Suite,
         run: |testbed| statistics(testbed, Kind::Pv),
     },
     Scenario {
         name: "statistics-pvh",
         about: "the same with a PVH driver domain",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| statistics(testbed, Kind::Pvh),
     },
 ];

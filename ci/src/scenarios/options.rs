@@ -5,26 +5,26 @@ use crate::config::Kind;
 use crate::host::guest::Guest;
 use crate::testbed::images::Image;
 use crate::testbed::storage::{device_number, disk};
-use crate::testbed::{MINUTE, Scenario, Testbed, fio};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed, fio};
 use anyhow::{Result, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "sector-sizes",
         about: "sectors of 4096 bytes, logical or only physical: guests see them, fio verified",
-        demo: false,
+        part: Part::Suite,
         run: sector_sizes,
     },
     Scenario {
         name: "shared-image",
         about: "two guests read one image at the same time, and write to one that is shared=yes; any other writer is refused",
-        demo: false,
+        part: Part::Suite,
         run: shared_image,
     },
     Scenario {
         name: "drive-kinds",
         about: "CD-ROM, with and without discard: the guest sees the disk as it was configured",
-        demo: false,
+        part: Part::Suite,
         run: drive_kinds,
     },
 ];

@@ -5,7 +5,7 @@ use crate::host::guest::Guest;
 use crate::testbed::boot_disk::{self, Contents};
 use crate::testbed::images::Image;
 use crate::testbed::storage::{Running, disk};
-use crate::testbed::{MINUTE, Scenario, Testbed};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::Path;
@@ -15,13 +15,13 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "grub-pv",
         about: "a PV guest boots from our disk through PV GRUB, then Linux takes over the same disk",
-        demo: false,
+        part: Part::Suite,
         run: |testbed| grub(testbed, Kind::Pv),
     },
     Scenario {
         name: "grub-pvh",
         about: "a PVH guest boots from our disk through GRUB for PVH, whose requests have the 32-bit layout",
-        demo: false,
+        part: Part::Suite,
         run: |testbed| grub(testbed, Kind::Pvh),
     },
 ];

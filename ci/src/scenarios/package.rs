@@ -9,14 +9,14 @@ use crate::package::{self, EXAMPLES};
 use crate::testbed::images::Image;
 use crate::testbed::network::CONNECTED;
 use crate::testbed::storage::{BOOT, READY};
-use crate::testbed::{MINUTE, Scenario, Testbed};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "package",
     about: "the Debian package is installed in dom0, the README's commands work as they stand there, and the examples boot from where the package put them",
-    demo: false,
+    part: Part::Suite,
     run: package,
 }];
 

@@ -5,13 +5,13 @@ use crate::host::domain::Domain;
 use crate::host::pci;
 use crate::testbed::images::Image;
 use crate::testbed::storage::disk;
-use crate::testbed::{Scenario, Testbed, write_verify};
+use crate::testbed::{Part, Scenario, Testbed, write_verify};
 use anyhow::{Result, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "passed-through",
     about: "a PV driver domain has an NVMe controller passed through and serves a RAM image beside it; afterwards dom0 can give the device to another domain",
-    demo: false,
+    part: Part::Suite,
     run: passed_through,
 }];
 

@@ -7,13 +7,13 @@ use crate::host::guest::Guest;
 use crate::host::pci;
 use crate::testbed::records;
 use crate::testbed::storage::{Running, disk};
-use crate::testbed::{MINUTE, Scenario, Testbed};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed};
 use anyhow::{Result, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "power-cut",
     about: "QEMU is killed while guests write through PVH and PV driver domains to files of dom0's: every record that was flushed is there afterwards, and what was not flushed is lost",
-    demo: false,
+    part: Part::Suite,
     run: power_cut,
 }];
 
@@ -21,7 +21,7 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
 pub const WITH_DEVICES: &[Scenario] = &[Scenario {
     name: "nvme-power-cut",
     about: "QEMU is killed while a guest writes to a file of its ext4 on an NVMe controller that caches: every record that was flushed is there afterwards, and what was not flushed is lost",
-    demo: false,
+    part: Part::Suite,
     run: nvme_power_cut,
 }];
 

@@ -6,32 +6,32 @@ use crate::host::guest::Guest;
 use crate::testbed::images::Image;
 use crate::testbed::leak_check::Holdings;
 use crate::testbed::storage::{device_number, disk};
-use crate::testbed::{MINUTE, Scenario, Testbed, fio};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed, fio};
 use anyhow::{Result, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "queues-pv",
         about: "PV driver domain of two vCPUs: each serves a queue of one disk, every byte verified",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| two_queues(testbed, Kind::Pv),
     },
     Scenario {
         name: "queues-pvh",
         about: "PVH driver domain of two vCPUs: each serves a queue of one disk, every byte verified",
-        demo: false,
+        part: Part::Suite,
         run: |testbed| two_queues(testbed, Kind::Pvh),
     },
     Scenario {
         name: "disks-on-vcpus",
         about: "disks with a queue each are spread over the vCPUs of a PV driver domain",
-        demo: false,
+        part: Part::Suite,
         run: |testbed| spread(testbed, Kind::Pv),
     },
     Scenario {
         name: "disks-on-vcpus-pvh",
         about: "the same with a PVH driver domain",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| spread(testbed, Kind::Pvh),
     },
 ];

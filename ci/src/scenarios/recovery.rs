@@ -10,7 +10,7 @@ use crate::testbed::images::Image;
 use crate::testbed::leak_check::Holdings;
 use crate::testbed::report::milliseconds;
 use crate::testbed::storage::{Running, device_number, disk};
-use crate::testbed::{MINUTE, Scenario, Testbed, fio};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed, fio};
 use anyhow::{Result, ensure};
 use std::time::Duration;
 
@@ -18,87 +18,83 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "restart-in-place-pvh",
         about: "a PVH driver domain crashes in three ways, boots again in its own domain and keeps its images and disks; a fourth crash within a minute ends it",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| restarts(testbed, Kind::Pvh, 1),
     },
     Scenario {
         name: "restart-in-place-pv",
         about: "a PV driver domain crashes in three ways, boots again in its own domain and keeps its images and disks; a fourth crash within a minute ends it",
-        demo: false,
+        part: Part::Suite,
         run: |testbed| restarts(testbed, Kind::Pv, 1),
     },
     Scenario {
         name: "restart-in-place-vcpus-pvh",
         about: "a PVH driver domain of two vCPUs hangs and crashes on either, boots again with both and keeps its images and disks",
-        demo: false,
+        part: Part::Suite,
         run: |testbed| restarts(testbed, Kind::Pvh, 2),
     },
     Scenario {
         name: "restart-in-place-vcpus-pv",
         about: "a PV driver domain of two vCPUs hangs and crashes on either, boots again with both and keeps its images and disks",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| restarts(testbed, Kind::Pv, 2),
     },
     Scenario {
         name: "crashes-under-load-pvh",
         about: "a PVH driver domain of two vCPUs crashes three times, on either, under two guests with fio, verified: they notice a pause",
-        demo: false,
+        part: Part::Suite,
         run: |testbed| crashes_under_load(testbed, Kind::Pvh, &stores::IMAGES),
     },
     Scenario {
         name: "crashes-under-load-pv",
         about: "a PV driver domain of two vCPUs crashes three times, on either, under two guests with fio, verified: they notice a pause",
-        demo: false,
+        part: Part::Suite,
         run: |testbed| crashes_under_load(testbed, Kind::Pv, &stores::IMAGES),
     },
-];
-
-/// The same with other disks.
-pub const LONG: &[Scenario] = &[
     Scenario {
         name: "crashes-under-load-own-disks-pvh",
         about: "a PVH driver domain with two disks of its own crashes three times under two guests with fio, verified: they notice a pause",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| crashes_under_load(testbed, Kind::Pvh, &stores::OWN_DISKS),
     },
     Scenario {
         name: "crashes-under-load-own-disks-pv",
         about: "a PV driver domain with two disks of its own crashes three times under two guests with fio, verified: they notice a pause",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| crashes_under_load(testbed, Kind::Pv, &stores::OWN_DISKS),
     },
     Scenario {
         name: "crashes-under-load-nbd-pvh",
         about: "a PVH driver domain that serves exports of two NBD servers crashes three times under two guests with fio, verified: they notice a pause",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| crashes_under_load(testbed, Kind::Pvh, &stores::EXPORTS),
     },
     Scenario {
         name: "crashes-under-load-nbd-pv",
         about: "a PV driver domain that serves exports of two NBD servers crashes three times under two guests with fio, verified: they notice a pause",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| crashes_under_load(testbed, Kind::Pv, &stores::EXPORTS),
     },
     Scenario {
         name: "crashes-under-load-nbds-pvh",
         about: "a PVH driver domain that serves exports of two servers by TLS crashes three times under two guests with fio, verified: they notice a pause",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| crashes_under_load(testbed, Kind::Pvh, &stores::TLS_EXPORTS),
     },
 ];
 
 /// The same with devices that are passed through.
-pub const LONG_WITH_DEVICES: &[Scenario] = &[
+pub const WITH_DEVICES: &[Scenario] = &[
     Scenario {
         name: "crashes-under-load-nvme-pv",
         about: "a PV driver domain with two NVMe controllers crashes three times under two guests with fio, verified: they notice a pause",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| crashes_under_load(testbed, Kind::Pv, &stores::CONTROLLERS),
     },
     Scenario {
         name: "crashes-under-load-virtio-pv",
         about: "a PV driver domain with a virtio-blk device and an NVMe controller crashes three times under two guests with fio, verified: they notice a pause",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| crashes_under_load(testbed, Kind::Pv, &stores::VIRTIO),
     },
 ];

@@ -3,7 +3,7 @@
 use crate::config::Kind;
 use crate::testbed::images::{self, Image};
 use crate::testbed::storage::{Running, device_number, disk};
-use crate::testbed::{Scenario, Testbed, write_verify};
+use crate::testbed::{Part, Scenario, Testbed, write_verify};
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 
@@ -11,19 +11,19 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "refused-targets",
         about: "unknown, malformed, taken and odd-sized targets are refused, each with its reason",
-        demo: false,
+        part: Part::Suite,
         run: refused_targets,
     },
     Scenario {
         name: "damaged-ramdisk",
         about: "a damaged archive is reported, and a guest that asks for an image of it is refused",
-        demo: false,
+        part: Part::Suite,
         run: damaged_ramdisk,
     },
     Scenario {
         name: "disks-for-qemu",
         about: "format=qcow2 and backendtype=qdisk: refused with what to write, the guest boots, nothing is left",
-        demo: false,
+        part: Part::Suite,
         run: disks_for_qemu,
     },
 ];

@@ -9,7 +9,7 @@ use crate::testbed::guest_queue;
 use crate::testbed::images::Image;
 use crate::testbed::storage::{Running, device_number, disk};
 use crate::testbed::write_verify::{self, write_to_the_end};
-use crate::testbed::{MINUTE, Scenario, Testbed, side_by_side};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed, side_by_side};
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 
@@ -17,13 +17,13 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "replaced-storage",
         about: "xl destroy and xl create of a driver domain in use: PVH and PV guests attach again; xl block-detach --force in mid-write leaves nothing",
-        demo: false,
+        part: Part::Suite,
         run: replaced_storage,
     },
     Scenario {
         name: "rebooted-storage",
         about: "xl reboot of a driver domain whose disks are idle, mounted and written to: PVH and PV guests attach them again",
-        demo: false,
+        part: Part::ByName,
         run: rebooted_storage,
     },
 ];

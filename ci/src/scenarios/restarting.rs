@@ -7,13 +7,13 @@ use crate::image::SECOND_KERNEL;
 use crate::testbed::images::Image;
 use crate::testbed::leak_check::Holdings;
 use crate::testbed::storage::disk;
-use crate::testbed::{MINUTE, Scenario, Testbed};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed};
 use anyhow::{Context, Result, ensure};
 
-pub const LONG: &[Scenario] = &[Scenario {
+pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "kexec",
     about: "an HVM guest starts a second kernel in mid-write, that one crashes into a third; all verified",
-    demo: false,
+    part: Part::ByName,
     run: kexec,
 }];
 

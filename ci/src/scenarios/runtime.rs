@@ -4,7 +4,7 @@
 use crate::commands::build;
 use crate::config::{Config, Kind};
 use crate::host::{length, read_from};
-use crate::testbed::{MINUTE, Scenario, Testbed};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::time::Instant;
@@ -13,25 +13,25 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "memory-rights",
         about: "PVH and PV: data cannot be executed, wherever it is, and code cannot be written",
-        demo: false,
+        part: Part::Suite,
         run: memory_rights,
     },
     Scenario {
         name: "watchdog",
         about: "PVH and PV: a vCPU that hangs ends its domain, with a reason",
-        demo: false,
+        part: Part::Suite,
         run: watchdog,
     },
     Scenario {
         name: "bus-addresses",
         about: "a page that a PV domain grants is mapped, as PVH and as PV, with its machine address for devices",
-        demo: false,
+        part: Part::Suite,
         run: bus_addresses,
     },
     Scenario {
         name: "device-stop",
         about: "PVH and PV: a domain that crashes or ends stops its devices first, also if one of their drivers fails",
-        demo: false,
+        part: Part::Suite,
         run: device_stop,
     },
 ];

@@ -5,13 +5,13 @@ use crate::config::Kind;
 use crate::host::guest::Guest;
 use crate::testbed::images::Image;
 use crate::testbed::storage::disk;
-use crate::testbed::{Scenario, Testbed, fio};
+use crate::testbed::{Part, Scenario, Testbed, fio};
 use anyhow::{Result, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "two-guests",
     about: "a PVH and a PV guest with two disks each work at the same time, every byte verified",
-    demo: false,
+    part: Part::ByName,
     run: two_guests,
 }];
 

@@ -6,7 +6,7 @@ use crate::host::guest::{Guest, Started};
 use crate::testbed::images::Image;
 use crate::testbed::leak_check::Holdings;
 use crate::testbed::storage::{Running, device_number, disk};
-use crate::testbed::{MINUTE, Scenario, Testbed, fio};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed, fio};
 use anyhow::{Result, ensure};
 use std::time::{Duration, Instant};
 
@@ -14,19 +14,19 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "paused-guests",
         about: "guests paused for 30 s in the middle of fio go on, verified; another works meanwhile",
-        demo: false,
+        part: Part::Suite,
         run: paused_guests,
     },
     Scenario {
         name: "saved-pv-guest",
         about: "xl save and restore of a PV guest in the middle of its work: verified, and nothing left between",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| saved_guest(testbed, Kind::Pv),
     },
     Scenario {
         name: "saved-pvh-guest",
         about: "xl save and restore of a PVH guest in the middle of its work: verified, and nothing left between",
-        demo: false,
+        part: Part::Suite,
         run: |testbed| saved_guest(testbed, Kind::Pvh),
     },
 ];

@@ -9,7 +9,7 @@ use crate::testbed::images::Image;
 use crate::testbed::leak_check::Holdings;
 use crate::testbed::report::milliseconds;
 use crate::testbed::storage::{BOOT, Running, device_number, disk};
-use crate::testbed::{MINUTE, Scenario, Testbed, fio};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed, fio};
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 use std::fs;
@@ -19,43 +19,43 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "upgrade-under-load-pvh",
         about: "a newer version takes over from the one that runs and back, under two guests with fio, verified; one that panics and one that does not serve go back",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| upgrades(testbed, Kind::Pvh, 1, &stores::IMAGES),
     },
     Scenario {
         name: "upgrade-under-load-vcpus-pvh",
         about: "the same with two vCPUs, on each of which a version fails",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| upgrades(testbed, Kind::Pvh, 2, &stores::IMAGES),
     },
     Scenario {
         name: "upgrade-under-load-own-disks-pvh",
         about: "the same with two vCPUs, and two disks of the driver domain's own",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| upgrades(testbed, Kind::Pvh, 2, &stores::OWN_DISKS),
     },
     Scenario {
         name: "upgrade-under-load-pv",
         about: "a newer version takes over from the one that runs in a PV domain and back, under two guests with fio, verified; one that panics and one that does not serve go back",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| upgrades(testbed, Kind::Pv, 1, &stores::IMAGES),
     },
     Scenario {
         name: "upgrade-under-load-vcpus-pv",
         about: "the same with two vCPUs, on each of which a version fails",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| upgrades(testbed, Kind::Pv, 2, &stores::IMAGES),
     },
     Scenario {
         name: "upgrade-under-load-nbd-pvh",
         about: "a PVH domain of two vCPUs that serves exports of two NBD servers is upgraded in the same way",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| upgrades(testbed, Kind::Pvh, 2, &stores::EXPORTS),
     },
     Scenario {
         name: "upgrade-under-load-nbd-pv",
         about: "the same in a PV domain",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| upgrades(testbed, Kind::Pv, 2, &stores::EXPORTS),
     },
 ];
@@ -65,13 +65,13 @@ pub const WITH_DEVICES: &[Scenario] = &[
     Scenario {
         name: "upgrade-under-load-nvme-pv",
         about: "a PV domain of two vCPUs with two NVMe controllers is upgraded in the same way",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| upgrades(testbed, Kind::Pv, 2, &stores::CONTROLLERS),
     },
     Scenario {
         name: "upgrade-under-load-virtio-pv",
         about: "the same with an NVMe controller and a virtio-blk device",
-        demo: false,
+        part: Part::ByName,
         run: |testbed| upgrades(testbed, Kind::Pv, 2, &stores::VIRTIO),
     },
 ];

@@ -3,13 +3,13 @@
 use crate::config::Kind;
 use crate::host::pci;
 use crate::testbed::storage::{Running, disk};
-use crate::testbed::{MINUTE, Scenario, Testbed, fio};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed, fio};
 use anyhow::{Context, Result, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "virtio-disks",
     about: "a PV driver domain serves a virtio-blk device to a PVH guest and then to a PV guest: verified, discarded, and there when the driver domain came anew",
-    demo: false,
+    part: Part::Suite,
     run: disks,
 }];
 

@@ -5,13 +5,13 @@ use super::refusal::refuse;
 use crate::config::Kind;
 use crate::host::guest::Guest;
 use crate::testbed::storage::{Running, disk};
-use crate::testbed::{MINUTE, Scenario, Testbed};
+use crate::testbed::{MINUTE, Part, Scenario, Testbed};
 use anyhow::{Context, Result, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "volume-disks",
     about: "partitions of sgdisk's and logical volumes of lvcreate's through PVH and PV driver domains: dom0 reads the same data through them, lvextend is announced, a second writer is refused; a table whose first header is gone is served from the other one, until sgdisk has mended it",
-    demo: false,
+    part: Part::Suite,
     run: volume_disks,
 }];
 

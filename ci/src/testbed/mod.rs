@@ -29,6 +29,19 @@ use std::time::{Duration, Instant};
 /// The time limit on an emulated host for an action that usually takes seconds.
 pub const MINUTE: Duration = Duration::from_secs(60);
 
+/// The runs of which a scenario is a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The demo and the suite. It also measures, and nothing else may run beside it.
+    Demo,
+    /// The suite.
+    Suite,
+    /// It runs by name, or with `--long`: it does what others of the suite do more often, with more guests or disks, or in
+    /// another way (the other kind of driver domain, another store); it needs a further build; or it meets most faults of
+    /// the emulation.
+    ByName,
+}
+
 /// A test on a booted host. It is one short function that reads like a story.
 #[derive(Clone, Copy)]
 pub struct Scenario {
@@ -36,8 +49,8 @@ pub struct Scenario {
     pub name: &'static str,
     /// The statement that it proves, in a line.
     pub about: &'static str,
-    /// True if the demo shows it. Then it also measures, and nothing else may run beside it.
-    pub demo: bool,
+    /// The runs of which it is a part.
+    pub part: Part,
     /// The test itself.
     pub run: fn(&Testbed) -> anyhow::Result<()>,
 }

@@ -1,8 +1,8 @@
 //! Running scenarios on several hosts at the same time.
 
-use super::Scenario;
 use super::report::{Outcome, Summary};
 use super::runner::Runner;
+use super::{Part, Scenario};
 use crate::host::pci::PciDevice;
 use std::sync::{Condvar, Mutex, mpsc};
 use std::{fs, thread};
@@ -79,7 +79,8 @@ pub fn run(runners: &mut [Runner], jobs: &[Job], last: &LastHost) -> Summary {
     };
     let title = |job: &Job| runners[0].title(&job.scenario);
     let order: Vec<String> = jobs.iter().map(title).collect();
-    let (measuring, others): (Vec<Job>, _) = jobs.iter().partition(|job| job.scenario.demo);
+    let (measuring, others): (Vec<Job>, _) =
+        jobs.iter().partition(|job| job.scenario.part == Part::Demo);
     let (others, measuring) = (Waiting(Mutex::new(others)), Waiting(Mutex::new(measuring)));
     let mut summary = Summary::default();
     let summaries = first_alone_at_last(
@@ -175,7 +176,7 @@ mod tests {
         let scenario = Scenario {
             name: "one",
             about: "nothing",
-            demo: false,
+            part: Part::Suite,
             run: |_| Ok(()),
         };
         vec![Job { scenario, devices }; count]

@@ -53,8 +53,8 @@ impl Crash {
         // Both nodes, once they tell of this restart.
         let data = format!("/local/domain/{}/data", storage.id);
         let script = format!(
-            "for n in $(seq 50); do [ \"$(xenstore-read {data}/restarts 2>/dev/null)\" = {restarts} ] && \
-             xenstore-read {data}/last-crash && exit; sleep 0.1; done; exit 1"
+            "for n in $(seq 50); do {} && xenstore-read {data}/last-crash && exit; sleep 0.1; done; exit 1",
+            restarted(storage, restarts)
         );
         let told = storage
             .host
@@ -71,10 +71,10 @@ impl Crash {
     pub(super) fn ends(&self, storage: &mut Running, restarts: u32) -> Result<bool> {
         let seen = storage.console_length();
         self.happen(storage)?;
-        let (id, name) = (storage.id, &storage.name);
+        let name = &storage.name;
         let script = format!(
-            "for n in $(seq 300); do [ \"$(xenstore-read /local/domain/{id}/data/restarts 2>/dev/null)\" = {restarts} ] && \
-             exit 0; xl domid '{name}' >/dev/null 2>&1 || exit 3; sleep 0.1; done; exit 1"
+            "for n in $(seq 300); do {} && exit 0; xl domid '{name}' >/dev/null 2>&1 || exit 3; sleep 0.1; done; exit 1",
+            restarted(storage, restarts)
         );
         match storage.host.exec(&script, MINUTE)?.status {
             0 => {
@@ -88,4 +88,10 @@ impl Crash {
             _ => bail!("{name} has neither ended nor started again after a crash"),
         }
     }
+}
+
+/// Returns the shell's test of whether a driver domain tells of that many restarts.
+fn restarted(storage: &Running, restarts: u32) -> String {
+    let node = format!("/local/domain/{}/data/restarts", storage.id);
+    format!("[ \"$(xenstore-read {node} 2>/dev/null)\" = {restarts} ]")
 }

@@ -63,13 +63,15 @@ impl Host {
     /// Creates a domain and lets it run.
     pub fn create(&self, config: &Config) -> Result<Domain<'_>> {
         let path = self.write_config(config)?;
-        self.create_with("-q", &path, config)
+        // One that runs at once may end before xl is asked for its number.
+        let unpause = format!("&& xl unpause '{}'", config.name);
+        self.create_with(&path, &unpause, config)
     }
 
     /// Creates a domain that does not run yet.
     pub fn create_paused(&self, config: &Config) -> Result<Domain<'_>> {
         let path = self.write_config(config)?;
-        self.create_with("-qp", &path, config)
+        self.create_with(&path, "", config)
     }
 
     /// Creates a domain, which does not run yet, from a configuration file of dom0's. Only the settings that an
@@ -79,11 +81,12 @@ impl Host {
         if !config.cmdline.is_empty() {
             words += &format!(" 'cmdline=\"{}\"'", config.cmdline);
         }
-        self.create_with("-qp", &words, config)
+        self.create_with(&words, "", config)
     }
 
-    /// Creates a domain: `options` and `words` are passed to `xl create`.
-    fn create_with(&self, options: &str, words: &str, config: &Config) -> Result<Domain<'_>> {
+    /// Creates a domain that does not run yet: `words` are passed to `xl create`. `then` is the shell's next command,
+    /// which prints nothing.
+    fn create_with(&self, words: &str, then: &str, config: &Config) -> Result<Domain<'_>> {
         // Made before the check: what xl left half made goes away with it.
         let mut domain = Domain {
             host: self,
@@ -93,7 +96,7 @@ impl Host {
             gone: false,
         };
         let name = &config.name;
-        let script = format!("xl create {options} {words} && xl domid '{name}'");
+        let script = format!("xl create -qp {words} && xl domid '{name}' {then}");
         let text = self.ok(&script)?;
         // xl prints remarks about the configuration before.
         let last = text.lines().last().unwrap_or_default();

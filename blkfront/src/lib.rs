@@ -37,7 +37,6 @@ mod lifecycle;
 mod link;
 #[allow(unsafe_code, reason = "names parts of its own memory")]
 mod queue;
-mod state_machine;
 mod store;
 #[allow(unsafe_code, reason = "makes a ring in memory that it owns")]
 mod wire;
@@ -47,6 +46,5 @@ pub use device::{Disk, VbdDevice};
 pub use frontends::Frontends;
 pub use link::Link;
 pub use queue::{UNSENT_TIMEOUT, VbdQueue};
-pub use state_machine::{Observed, Phase, Step, decide};
 pub use store::vbd_store;
 pub use wire::BlkifViolation;

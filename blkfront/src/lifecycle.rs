@@ -9,16 +9,18 @@ use self::earlier_boot::EarlierBoot;
 use crate::connection::{BackendConnection, Leftover, RING_NODES, answered};
 use crate::device::Disk;
 use crate::frontends::Frontends;
-use crate::state_machine::{Observed, Phase, Step, decide};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_executor::{RateLimit, Signal};
 use bulkhead_xen::{DomId, Hypervisor, Instant};
+use bulkhead_xenbus::XenbusState;
+use bulkhead_xenbus::frontend::{
+    FrontendNodes, LONGEST_RETRY, Observed, Phase, Retries, Step, decide, is_left,
+};
 use bulkhead_xenbus::retry::PAUSE;
-use bulkhead_xenbus::{XenbusState, own_node, peer_node};
-use bulkhead_xenstore_client::{Error, Transaction, Watch};
+use bulkhead_xenstore_client::Error;
 use core::future::poll_fn;
 use core::pin::pin;
 use core::task::Poll;
@@ -39,11 +41,6 @@ const LAST_FLUSH_PAUSE: Duration = Duration::from_millis(5);
 /// The time in which a restarted backend has to connect to the rings that it finds.
 const GOES_ON: Duration = Duration::from_secs(5);
 
-/// The time until the first retry with a backend that failed a connection; it doubles each time.
-const RETRY: Duration = Duration::from_secs(1);
-/// The longest such time.
-const LONGEST_RETRY: Duration = Duration::from_secs(60);
-
 /// The limit on connections, and changes of the disk's size, that a backend causes: 16 at once, and one more every 30
 /// seconds. Each is a line or two in the log.
 const CHANGES: RateLimit = RateLimit::new(16, Duration::from_secs(30));
@@ -51,19 +48,11 @@ const CHANGES: RateLimit = RateLimit::new(16, Duration::from_secs(30));
 /// Each time is several messages to xenstored.
 const LOOKS: RateLimit = RateLimit::new(64, Duration::from_secs(1));
 
-/// The backend of a disk, as the toolstack names it.
-struct Peer {
-    path: String,
-    id: DomId,
-    watch: Watch,
-}
-
 /// One disk.
 pub struct DiskTask<'a, H: Hypervisor> {
     frontends: &'a Frontends<H>,
-    path: String,
+    nodes: FrontendNodes,
     disk: Arc<Disk<H>>,
-    peer: Option<Peer>,
     phase: Phase,
     connection: Option<BackendConnection<H>>,
     /// The domain that served the disk last.
@@ -71,8 +60,7 @@ pub struct DiskTask<'a, H: Hypervisor> {
     leftover: Option<Leftover<H>>,
     /// A restarted backend has had [`GOES_ON`] to connect by itself.
     waited: bool,
-    /// The pause before the next attempt to connect, if this one fails.
-    retry: Duration,
+    retries: Retries,
     /// No attempt to connect is made before this time.
     rests_until: Instant,
     /// A new size of the disk is not applied before this time.
@@ -81,8 +69,6 @@ pub struct DiskTask<'a, H: Hypervisor> {
     looks: RateLimit,
     /// What a boot before this one may have left.
     before: EarlierBoot<H>,
-    /// The nodes and the state of this end that are still to be written to xenstore.
-    unsaid: Option<(Vec<(String, String)>, XenbusState)>,
     /// The last reason in the log why nothing happens.
     told: Option<String>,
 }
@@ -97,25 +83,19 @@ pub async fn live<H: Hypervisor>(
 ) -> Result<(), Error> {
     let mut task = DiskTask {
         frontends,
-        path: format!("device/vbd/{device}"),
+        nodes: FrontendNodes::new(format!("device/vbd/{device}"), &RING_NODES),
         disk,
-        peer: None,
         phase: Phase::Fresh,
         connection: None,
         served_by: None,
         leftover: None,
         waited: false,
-        retry: match frontends.was_left() {
-            // The first close is because of this domain's crash, not of the backend.
-            true => Duration::ZERO,
-            false => RETRY,
-        },
+        retries: Retries::new(frontends.was_left()),
         rests_until: Instant(0),
         next_size: None,
         changes: CHANGES,
         looks: LOOKS,
         before: EarlierBoot::new(frontends.was_left()),
-        unsaid: None,
         told: None,
     };
     loop {
@@ -146,19 +126,13 @@ impl<H: Hypervisor> DiskTask<'_, H> {
         }
         let seen = self.observe().await?;
         if seen.attached {
-            self.say_again().await?;
+            self.nodes.write_again(self.frontends.store()).await?;
         }
         match decide(self.phase, seen) {
-            Step::Wait => {
-                let starts_anew =
-                    self.phase == Phase::Connected && seen.backend == XenbusState::InitWait;
-                if starts_anew {
-                    self.wait_for_backend(changed).await?;
-                    return Ok(true);
-                }
-                if self.phase == Phase::Connected && seen.in_use {
-                    self.tell("is to be detached, but guests use it: it is kept".to_string());
-                }
+            Step::Wait => self.wait(changed).await?,
+            Step::WaitForBackend => self.wait_for_backend(changed).await?,
+            Step::Keep => {
+                self.tell("is to be detached, but guests use it: it is kept".to_string());
                 self.wait(changed).await?;
             }
             Step::GoOn => self.go_on().await?,
@@ -174,8 +148,7 @@ impl<H: Hypervisor> DiskTask<'_, H> {
             }
             Step::StartOver => self.start_over().await?,
             Step::Forget => {
-                self.unsaid = None;
-                self.peer = None;
+                self.nodes.forget();
                 if self.phase == Phase::Failed {
                     // Guests keep their claims on the failed disk; a disk that is attached later is a new one.
                     return Ok(false);
@@ -194,56 +167,34 @@ impl<H: Hypervisor> DiskTask<'_, H> {
 
     async fn observe(&mut self) -> Result<Observed, Error> {
         let store = self.frontends.store();
-        let own = own_node(store, format!("{}/state", self.path)).await?;
-        let path = own_node(store, format!("{}/backend", self.path)).await?;
-        let id = own_node(store, format!("{}/backend-id", self.path)).await?;
-        let id = id.and_then(|id| id.trim().parse().ok()).map(DomId);
-        let (attached, mut backend, mut online) = match (&own, path, id) {
-            (Some(_), Some(path), Some(id)) => {
-                self.follow_backend(path, id).await?;
-                (true, XenbusState::Unknown, false)
-            }
-            _ => (false, XenbusState::Unknown, false),
-        };
-        if let Some(peer) = self.peer.as_ref().filter(|_| attached) {
-            let state = peer_node(store, format!("{}/state", peer.path)).await?;
-            backend = XenbusState::parse(state.as_deref());
-            let node = peer_node(store, format!("{}/online", peer.path)).await?;
-            online = node.as_deref().map(str::trim) != Some("0");
+        let found = self.nodes.read(store).await?;
+        let attached = found.backend.is_some();
+        let (mut backend, mut online) = (XenbusState::Unknown, false);
+        if let Some(named) = found.backend {
+            self.follow_backend(named).await?;
+            (backend, online) = self.nodes.backend(store).await?;
         }
-        let state = XenbusState::parse(own.as_deref());
         Ok(Observed {
             attached,
             backend,
             online,
             in_use: self.disk.is_in_use(),
             waited: core::mem::take(&mut self.waited),
-            left: self.frontends.was_left()
-                && matches!(
-                    state,
-                    XenbusState::Initialised
-                        | XenbusState::Connected
-                        | XenbusState::Closing
-                        | XenbusState::Closed
-                ),
-            may_go_on: self.before.may_go_on && state == XenbusState::Connected,
+            left: self.frontends.was_left() && is_left(found.own),
+            may_go_on: self.before.may_go_on && found.own == XenbusState::Connected,
         })
     }
 
     /// Follows the backend that the toolstack has named, if it is another one than before.
-    async fn follow_backend(&mut self, path: String, id: DomId) -> Result<(), Error> {
-        let same = |peer: &Peer| peer.path == path && peer.id == id;
-        if self.peer.as_ref().is_some_and(same) {
+    async fn follow_backend(&mut self, named: (String, DomId)) -> Result<(), Error> {
+        if self.nodes.follows(&named) {
             return Ok(());
         }
         self.disconnect().await;
-        self.unsaid = None;
         if self.phase != Phase::Failed {
             self.phase = Phase::Fresh;
         }
-        let watch = self.frontends.store().watch(&path).await?;
-        self.peer = Some(Peer { path, id, watch });
-        Ok(())
+        self.nodes.follow(self.frontends.store(), named).await
     }
 
     /// Waits for a restarted backend.
@@ -281,19 +232,15 @@ impl<H: Hypervisor> DiskTask<'_, H> {
 
     async fn wait_for_change(&mut self, changed: &Signal) -> Result<(), Error> {
         let (disk, failed) = (&self.disk, self.phase == Phase::Failed);
-        let (peer, users) = (&mut self.peer, self.disk.users());
+        let (nodes, users) = (&mut self.nodes, self.disk.users());
         let mut raised = pin!(changed.raised());
         let by_backend = poll_fn(|context| {
             disk.wake_task_with(context.waker());
             if (disk.failure().is_some() && !failed) || disk.users() != users {
                 return Poll::Ready(Ok(false));
             }
-            if let Some(peer) = peer.as_mut()
-                && let Poll::Ready(event) = peer.watch.poll_next(context)
-            {
-                // All events until now need the nodes to be read only once.
-                while let Poll::Ready(Ok(_)) = peer.watch.poll_next(context) {}
-                return Poll::Ready(event.map(|_| true));
+            if let Poll::Ready(event) = nodes.poll_backend(context) {
+                return Poll::Ready(event.map(|()| true));
             }
             raised.as_mut().poll(context).map(|()| Ok(false))
         })
@@ -326,7 +273,7 @@ impl<H: Hypervisor> DiskTask<'_, H> {
         self.rests_until = match was_connected {
             // Puts the next connection off if there were too many.
             true => self.changes.reserve(now),
-            false => now + self.next_retry(),
+            false => now + self.retries.next_pause(),
         };
         Ok(())
     }
@@ -401,13 +348,6 @@ impl<H: Hypervisor> DiskTask<'_, H> {
         self.close(XenbusState::Unknown).await
     }
 
-    /// Returns the pause before the next attempt, and doubles it for the one after that.
-    fn next_retry(&mut self) -> Duration {
-        let span = self.retry;
-        self.retry = (span * 2).clamp(RETRY, LONGEST_RETRY);
-        span
-    }
-
     /// Stops using the rings.
     fn stop(&mut self) {
         if let Some(connection) = self.connection.take() {
@@ -434,41 +374,13 @@ impl<H: Hypervisor> DiskTask<'_, H> {
         }
     }
 
-    /// Writes nodes and this end's state, if the directory is there. Nodes that xenstored refuses are written later.
+    /// Writes nodes and this end's state. Nodes that xenstored refuses are written later.
     async fn write(
         &mut self,
         nodes: Vec<(String, String)>,
         state: XenbusState,
     ) -> Result<(), Error> {
-        self.unsaid = Some((nodes, state));
-        self.say_again().await
-    }
-
-    /// Writes the nodes that xenstored has not taken yet.
-    async fn say_again(&mut self) -> Result<(), Error> {
-        let Some((nodes, state)) = &self.unsaid else {
-            return Ok(());
-        };
-        let path = &self.path;
-        let write = async |tx: &Transaction| {
-            if !tx.exists(format!("{path}/state")).await? {
-                return Ok(());
-            }
-            // Nodes of earlier rings that these rings do not need would mislead the backend.
-            for name in RING_NODES {
-                let stale = !nodes.is_empty() && nodes.iter().all(|(other, _)| other != name);
-                if stale && tx.exists(format!("{path}/{name}")).await? {
-                    tx.remove(format!("{path}/{name}")).await?;
-                }
-            }
-            for (name, value) in nodes {
-                tx.write(format!("{path}/{name}"), value).await?;
-            }
-            tx.write(format!("{path}/state"), state.to_string()).await
-        };
-        self.frontends.store().transaction(write).await?;
-        self.unsaid = None;
-        Ok(())
+        self.nodes.write(self.frontends.store(), nodes, state).await
     }
 
     /// Logs a line, unless it repeats the last one.

@@ -4,15 +4,15 @@ use crate::backend_nodes::{OFFER_NODES, OWN_FEATURES, Offer, mac};
 use crate::interface::Interface;
 use crate::interfaces::Interfaces;
 use crate::rings::{GrantedMemory, Rings};
-use crate::state_machine::{Observed, Phase, Step, decide};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use bulkhead_executor::Signal;
 use bulkhead_xen::{DomId, Hypervisor};
+use bulkhead_xenbus::frontend::{FrontendNodes, Observed, Phase, Retries, Step, decide, is_left};
 use bulkhead_xenbus::retry::PAUSE;
-use bulkhead_xenbus::{NodeMap, XenbusState, own_node, peer_node, read_nodes};
-use bulkhead_xenstore_client::{Error, Transaction, Watch};
+use bulkhead_xenbus::{NodeMap, XenbusState, own_node, read_nodes};
+use bulkhead_xenstore_client::Error;
 use core::future::{Future, poll_fn};
 use core::pin::pin;
 use core::task::Poll;
@@ -26,24 +26,12 @@ const GOES_ON: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// The time after which a backend that keeps this domain's memory is waited for no longer.
 const LONG_LOOK: Duration = Duration::from_secs(2);
-/// The time until the first retry with a backend that failed a connection; it doubles each time.
-const RETRY: Duration = Duration::from_secs(1);
-/// The longest such time.
-const LONGEST_RETRY: Duration = Duration::from_secs(60);
-
-/// The backend, as the toolstack names it.
-struct Peer {
-    path: String,
-    id: DomId,
-    watch: Watch,
-}
 
 /// The task of an interface.
 struct InterfaceTask<'a, H: Hypervisor> {
     interfaces: &'a Interfaces<H>,
     interface: &'a Interface<H>,
-    path: String,
-    peer: Option<Peer>,
+    nodes: FrontendNodes,
     phase: Phase,
     /// The rings that were published and to which the backend is not connected yet, the backend's offer, and the
     /// interface's address.
@@ -51,10 +39,7 @@ struct InterfaceTask<'a, H: Hypervisor> {
     /// Memory that an earlier backend may still use.
     leftover: Option<GrantedMemory<H>>,
     waited: bool,
-    /// The time before the next attempt with the backend.
-    retry: Duration,
-    /// The nodes and the state of this end that xenstored has not taken yet.
-    unsaid: Option<(Vec<(String, String)>, XenbusState)>,
+    retries: Retries,
     told: Option<String>,
 }
 
@@ -69,18 +54,12 @@ pub async fn live<H: Hypervisor>(
     let mut task = InterfaceTask {
         interfaces,
         interface,
-        path: format!("device/vif/{number}"),
-        peer: None,
+        nodes: FrontendNodes::new(format!("device/vif/{number}"), &[]),
         phase: Phase::Fresh,
         published: None,
         leftover: None,
         waited: false,
-        retry: match interfaces.was_left() {
-            // What it is closed for first is no fault of the backend's.
-            true => Duration::ZERO,
-            false => RETRY,
-        },
-        unsaid: None,
+        retries: Retries::new(interfaces.was_left()),
         told: None,
     };
     loop {
@@ -111,10 +90,11 @@ impl<H: Hypervisor> InterfaceTask<'_, H> {
         }
         let seen = self.observe().await?;
         if seen.attached {
-            self.say_again().await?;
+            self.nodes.write_again(self.interfaces.store()).await?;
         }
         match decide(self.phase, seen) {
-            Step::Wait => self.wait(changed).await?,
+            // Neither going on nor use is observed, and a backend's offer holds as long as its rings.
+            Step::Wait | Step::Keep | Step::GoOn | Step::Reread => self.wait(changed).await?,
             Step::WaitForBackend => {
                 let over = self.interfaces.handle().sleep(GOES_ON);
                 if let Either::Left((waited, _)) =
@@ -142,69 +122,50 @@ impl<H: Hypervisor> InterfaceTask<'_, H> {
 
     async fn observe(&mut self) -> Result<Observed, Error> {
         let store = self.interfaces.store();
-        let own = own_node(store, format!("{}/state", self.path)).await?;
-        let path = own_node(store, format!("{}/backend", self.path)).await?;
-        let id = own_node(store, format!("{}/backend-id", self.path)).await?;
-        let id = id.and_then(|id| id.trim().parse().ok()).map(DomId);
-        let mut seen = Observed {
-            attached: false,
-            backend: XenbusState::Unknown,
-            online: false,
-            waited: core::mem::take(&mut self.waited),
-            left: false,
-        };
-        let (Some(own), Some(path), Some(id)) = (own, path, id) else {
-            return Ok(seen);
-        };
-        seen.attached = true;
-        seen.left = self.interfaces.was_left()
-            && matches!(
-                XenbusState::parse(Some(&own)),
-                XenbusState::Initialised
-                    | XenbusState::Connected
-                    | XenbusState::Closing
-                    | XenbusState::Closed
-            );
-        self.follow_backend(path, id).await?;
-        if let Some(peer) = &self.peer {
-            let state = peer_node(store, format!("{}/state", peer.path)).await?;
-            seen.backend = XenbusState::parse(state.as_deref());
-            let online = peer_node(store, format!("{}/online", peer.path)).await?;
-            seen.online = online.as_deref().map(str::trim) != Some("0");
+        let found = self.nodes.read(store).await?;
+        let attached = found.backend.is_some();
+        let (mut backend, mut online) = (XenbusState::Unknown, false);
+        if let Some(named) = found.backend {
+            self.follow_backend(named).await?;
+            (backend, online) = self.nodes.backend(store).await?;
         }
-        Ok(seen)
+        Ok(Observed {
+            attached,
+            backend,
+            online,
+            // Users of the network wait for its return, or for another interface.
+            in_use: false,
+            waited: core::mem::take(&mut self.waited),
+            left: self.interfaces.was_left() && is_left(found.own),
+            // What was on the way at a crash is sent again by those who need it.
+            may_go_on: false,
+        })
     }
 
     /// Follows the backend that the toolstack has named, if it is another one than before.
-    async fn follow_backend(&mut self, path: String, id: DomId) -> Result<(), Error> {
-        let same = |peer: &Peer| peer.path == path && peer.id == id;
-        if self.peer.as_ref().is_some_and(same) {
+    async fn follow_backend(&mut self, named: (String, DomId)) -> Result<(), Error> {
+        if self.nodes.follows(&named) {
             return Ok(());
         }
         self.disconnect().await;
-        self.unsaid = None;
         if self.phase != Phase::Failed {
             self.phase = Phase::Fresh;
         }
-        let watch = self.interfaces.store().watch(&path).await?;
-        self.peer = Some(Peer { path, id, watch });
-        Ok(())
+        self.nodes.follow(self.interfaces.store(), named).await
     }
 
     /// Waits until a change may have happened.
     async fn wait(&mut self, changed: &Signal) -> Result<(), Error> {
         let (interface, failed) = (self.interface, self.phase == Phase::Failed);
-        let peer = &mut self.peer;
+        let nodes = &mut self.nodes;
         let mut raised = pin!(changed.raised());
         let mut violated = pin!(interface.failed());
         poll_fn(|context| {
             if !failed && violated.as_mut().poll(context).is_ready() {
                 return Poll::Ready(Ok(()));
             }
-            if let Some(peer) = peer.as_mut()
-                && let Poll::Ready(event) = peer.watch.poll_next(context)
-            {
-                return Poll::Ready(event.map(drop));
+            if let Poll::Ready(event) = nodes.poll_backend(context) {
+                return Poll::Ready(event);
             }
             raised.as_mut().poll(context).map(Ok)
         })
@@ -213,7 +174,7 @@ impl<H: Hypervisor> InterfaceTask<'_, H> {
 
     /// Makes rings, and publishes them to the backend.
     async fn publish(&mut self) -> Result<(), Error> {
-        let Some(peer) = &self.peer else {
+        let Some(peer) = self.nodes.peer() else {
             return Ok(());
         };
         let (store, backend) = (self.interfaces.store(), peer.id);
@@ -223,8 +184,8 @@ impl<H: Hypervisor> InterfaceTask<'_, H> {
         }
         let mut nodes = NodeMap::new();
         read_nodes(&mut nodes, store, &peer.path, &OFFER_NODES).await?;
-        let own = own_node(store, format!("{}/mac", self.path)).await?;
-        let mtu = own_node(store, format!("{}/mtu", self.path)).await?;
+        let own = own_node(store, format!("{}/mac", self.nodes.path())).await?;
+        let mtu = own_node(store, format!("{}/mtu", self.nodes.path())).await?;
         let offer = Offer::parse(&nodes, mtu.as_deref());
         let mac = match mac(own.as_deref()) {
             Ok(mac) => mac,
@@ -280,9 +241,9 @@ impl<H: Hypervisor> InterfaceTask<'_, H> {
         }
         self.interface.connected(mac);
         self.phase = Phase::Connected;
-        self.retry = RETRY;
+        self.retries.connected();
         self.told = None;
-        let backend = self.peer.as_ref().map(|peer| peer.id);
+        let backend = self.nodes.peer().map(|peer| peer.id);
         log::info!(
             "network {}: connected to domain {}, {mac}, packets of up to {} bytes, {queues} queue(s)",
             self.interface.name,
@@ -302,7 +263,8 @@ impl<H: Hypervisor> InterfaceTask<'_, H> {
         self.write(Vec::new(), XenbusState::Closed).await?;
         self.disconnect().await;
         if !was_connected {
-            self.pause().await;
+            let pause = self.retries.next_pause();
+            self.interfaces.handle().sleep(pause).await;
         }
         Ok(())
     }
@@ -323,13 +285,6 @@ impl<H: Hypervisor> InterfaceTask<'_, H> {
     async fn back_off(&mut self, problem: String) -> Result<(), Error> {
         self.tell(format!("cannot be connected: {problem}"));
         self.close().await
-    }
-
-    /// Waits before the next attempt, a little longer each time.
-    async fn pause(&mut self) {
-        let span = self.retry;
-        self.retry = (span * 2).clamp(RETRY, LONGEST_RETRY);
-        self.interfaces.handle().sleep(span).await;
     }
 
     /// Stops using the rings.
@@ -354,7 +309,7 @@ impl<H: Hypervisor> InterfaceTask<'_, H> {
             if pause > LONG_LOOK {
                 let what = "the backend does not let go of our memory: it is taken back later";
                 self.tell(what.to_string());
-                let backend = self.peer.as_ref().map(|peer| peer.id);
+                let backend = self.nodes.peer().map(|peer| peer.id);
                 let leftovers = self.interfaces.leftovers();
                 return leftovers.keep(backend.unwrap_or_default(), leftover);
             }
@@ -363,34 +318,15 @@ impl<H: Hypervisor> InterfaceTask<'_, H> {
         }
     }
 
-    /// Writes nodes and this end's state, if the directory is there. Those that xenstored refuses are written later.
+    /// Writes nodes and this end's state. Nodes that xenstored refuses are written later.
     async fn write(
         &mut self,
         nodes: Vec<(String, String)>,
         state: XenbusState,
     ) -> Result<(), Error> {
-        self.unsaid = Some((nodes, state));
-        self.say_again().await
-    }
-
-    /// Writes the nodes that xenstored has not taken yet.
-    async fn say_again(&mut self) -> Result<(), Error> {
-        let Some((nodes, state)) = &self.unsaid else {
-            return Ok(());
-        };
-        let path = &self.path;
-        let write = async |tx: &Transaction| {
-            if !tx.exists(format!("{path}/state")).await? {
-                return Ok(());
-            }
-            for (name, value) in nodes {
-                tx.write(format!("{path}/{name}"), value).await?;
-            }
-            tx.write(format!("{path}/state"), state.to_string()).await
-        };
-        self.interfaces.store().transaction(write).await?;
-        self.unsaid = None;
-        Ok(())
+        self.nodes
+            .write(self.interfaces.store(), nodes, state)
+            .await
     }
 
     /// Logs a line, unless it repeats the last one.

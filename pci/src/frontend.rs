@@ -15,9 +15,10 @@ use alloc::vec::Vec;
 use bulkhead_executor::Handle;
 use bulkhead_grant::{PagePool, SharedMemory, TableOnDemand};
 use bulkhead_xen::{DomId, GrantRef, Instant, Port, Reservation};
+use bulkhead_xenbus::frontend::{FrontendNodes, write_nodes};
 use bulkhead_xenbus::retry::persist;
-use bulkhead_xenbus::{XenbusState, own_node, peer_node};
-use bulkhead_xenstore_client::{Client, Error, Transaction, Watch};
+use bulkhead_xenbus::{XenbusState, own_node};
+use bulkhead_xenstore_client::{Client, Error, Watch};
 use core::convert::Infallible;
 use core::future::{Future, poll_fn};
 use core::pin::pin;
@@ -79,18 +80,11 @@ struct Known<H: PciHost> {
     leaves: bool,
 }
 
-/// pciback, as the toolstack names it.
-struct Peer {
-    path: String,
-    id: DomId,
-    watch: Watch,
-}
-
 /// The frontend's life.
 struct FrontendTask<'f, H: PciHost> {
     frontend: &'f Frontend<H>,
     watch: Watch,
-    peer: Option<Peer>,
+    nodes: FrontendNodes,
     phase: Phase,
     channel: Option<Rc<Channel<H>>>,
     functions: Vec<Known<H>>,
@@ -141,7 +135,7 @@ impl<H: PciHost> Frontend<H> {
         let mut task = FrontendTask {
             frontend: self,
             watch,
-            peer: None,
+            nodes: FrontendNodes::new(DIRECTORY.to_string(), &[]),
             phase: Phase::Fresh,
             channel: None,
             functions: Vec::new(),
@@ -187,7 +181,7 @@ impl<H: PciHost> FrontendTask<'_, H> {
             }
             Step::Forget => {
                 self.disconnect();
-                self.peer = None;
+                self.nodes.forget();
                 self.phase = Phase::Fresh;
                 self.wait().await
             }
@@ -196,44 +190,34 @@ impl<H: PciHost> FrontendTask<'_, H> {
 
     async fn observe(&mut self) -> Result<Observed, Error> {
         let store = &self.frontend.store;
-        let state = own_node(store, format!("{DIRECTORY}/state")).await?;
-        let path = own_node(store, format!("{DIRECTORY}/backend")).await?;
-        let id = own_node(store, format!("{DIRECTORY}/backend-id")).await?;
-        let id = id.and_then(|id| id.trim().parse().ok()).map(DomId);
+        let found = self.nodes.read(store).await?;
         self.kept = kept(&self.functions);
         let mut seen = Observed {
-            attached: false,
-            own: XenbusState::parse(state.as_deref()),
+            attached: found.backend.is_some(),
+            own: found.own,
             backend: XenbusState::Unknown,
             in_use: self.kept > 0,
         };
-        if let (Some(_), Some(path), Some(id)) = (state, path, id) {
-            seen.attached = true;
-            self.follow_backend(path, id).await?;
-        }
-        if let Some(peer) = self.peer.as_ref().filter(|_| seen.attached) {
-            let store = &self.frontend.store;
-            let state = peer_node(store, format!("{}/state", peer.path)).await?;
-            seen.backend = XenbusState::parse(state.as_deref());
+        if let Some(named) = found.backend {
+            self.follow_backend(named).await?;
+            (seen.backend, _) = self.nodes.backend(store).await?;
         }
         Ok(seen)
     }
 
     /// Follows the backend that the toolstack has named, if it is another one than before.
-    async fn follow_backend(&mut self, path: String, id: DomId) -> Result<(), Error> {
-        let same = |peer: &Peer| peer.path == path && peer.id == id;
-        if self.peer.as_ref().is_some_and(same) {
+    async fn follow_backend(&mut self, named: (String, DomId)) -> Result<(), Error> {
+        if self.nodes.follows(&named) {
             return Ok(());
         }
         self.disconnect();
-        let watch = self.frontend.store.watch(&path).await?;
+        self.nodes.follow(&self.frontend.store, named).await?;
         // Only the first backend that is followed can be connected to the boot before.
         self.phase = match self.frontend.grants.was_left() && !self.met {
             true => Phase::Left,
             false => Phase::Fresh,
         };
         self.met = true;
-        self.peer = Some(Peer { path, id, watch });
         Ok(())
     }
 
@@ -247,10 +231,8 @@ impl<H: PciHost> FrontendTask<'_, H> {
             if kept(&self.functions) != self.kept {
                 return Poll::Ready(Ok(false));
             }
-            if let Some(peer) = &mut self.peer
-                && let Poll::Ready(event) = peer.watch.poll_next(context)
-            {
-                return Poll::Ready(event.map(|_| false));
+            if let Poll::Ready(event) = self.nodes.poll_backend(context) {
+                return Poll::Ready(event.map(|()| false));
             }
             if let Poll::Ready(event) = self.watch.poll_next(context) {
                 return Poll::Ready(event.map(|_| false));
@@ -281,7 +263,7 @@ impl<H: PciHost> FrontendTask<'_, H> {
             self.own_number("pci-op-ref").await?,
             self.own_number("event-channel").await?,
         );
-        let Some(peer) = &self.peer else {
+        let Some(peer) = self.nodes.peer() else {
             return Ok(());
         };
         let (frontend, id) = (self.frontend, peer.id);
@@ -323,7 +305,7 @@ impl<H: PciHost> FrontendTask<'_, H> {
 
     /// Makes a channel, and tells pciback of it.
     async fn publish(&mut self) -> Result<(), Error> {
-        let Some(peer) = &self.peer else {
+        let Some(peer) = self.nodes.peer() else {
             return Ok(());
         };
         let frontend = self.frontend;
@@ -366,19 +348,9 @@ impl<H: PciHost> FrontendTask<'_, H> {
 
     /// Writes nodes and this end's state, if the directory is there.
     async fn write(&self, nodes: &[(&str, String)], state: XenbusState) -> Result<(), Error> {
-        let write = async |tx: &Transaction| {
-            if !tx.exists(format!("{DIRECTORY}/state")).await? {
-                return Ok(());
-            }
-            for (name, value) in nodes {
-                tx.write(format!("{DIRECTORY}/{name}"), value).await?;
-            }
-            tx.write(format!("{DIRECTORY}/state"), state.to_string())
-                .await
-        };
         // The phase has changed already, so this is tried until xenstored accepts it.
         persist(&self.frontend.handle, DIRECTORY, async || {
-            self.frontend.store.transaction(&write).await
+            write_nodes(&self.frontend.store, DIRECTORY, nodes, &[], state).await
         })
         .await
     }

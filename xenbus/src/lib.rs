@@ -1,5 +1,6 @@
-//! Parts that frontends and backends of all devices share: the states of both ends, the nodes of a peer,
-//! the numbers of disks, requests that an operator makes by writing a node, and what to do while xenstored refuses.
+//! Parts that frontends and backends of all devices share: the states of both ends, the nodes of a peer, what
+//! [frontends](frontend) do with them, the numbers of disks, requests that an operator makes by writing a node, and what
+//! to do while xenstored refuses.
 //!
 //! ```text
 //!   backend's directory              frontend's directory
@@ -7,8 +8,7 @@
 //!      ours to write                    the peer's: read once, bounded, hostile
 //! ```
 //!
-//! A device's own protocol (which nodes there are, what they mean, when to go from one state to the next) is its
-//! crate's.
+//! A device's own protocol (which nodes there are, what they mean) is its crate's.
 //!
 //! ```
 //! use bulkhead_xenbus::{DiskName, XenbusState};
@@ -27,6 +27,7 @@ extern crate alloc;
 
 mod command;
 mod disk_name;
+pub mod frontend;
 mod nodes;
 pub mod retry;
 mod state;

@@ -1,28 +1,28 @@
 //! Connecting a disk to its backend: the backend's offer, the rings, and the disk's properties.
 
-use super::{DiskTask, RETRY};
+use super::DiskTask;
 use crate::backend_nodes::{DISK_NODES, OFFER_NODES, Offer, Properties};
 use crate::connection::BackendConnection;
 use crate::device::Disk;
-use crate::state_machine::Phase;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use bulkhead_executor::Signal;
 use bulkhead_xen::Hypervisor;
+use bulkhead_xenbus::frontend::Phase;
 use bulkhead_xenbus::{NodeMap, XenbusState, excerpt, read_nodes};
 use bulkhead_xenstore_client::Error;
 
 impl<H: Hypervisor> DiskTask<'_, H> {
     /// Makes rings, and tells the backend of them.
     pub(super) async fn publish(&mut self, changed: &Signal) -> Result<(), Error> {
-        let Some(backend) = self.peer.as_ref().map(|peer| peer.id) else {
+        let Some(backend) = self.nodes.peer().map(|peer| peer.id) else {
             return Ok(());
         };
         if self.outwait_earlier_boot(backend).await? {
             return self.close_again(changed).await;
         }
-        let Some(peer) = &self.peer else {
+        let Some(peer) = self.nodes.peer() else {
             return Ok(());
         };
         let frontends = self.frontends;
@@ -59,7 +59,7 @@ impl<H: Hypervisor> DiskTask<'_, H> {
             self.disk.fail(problem);
             return Ok(());
         }
-        let backend = self.peer.as_ref().map(|peer| peer.id);
+        let backend = self.nodes.peer().map(|peer| peer.id);
         let another = self.served_by.is_some() && self.served_by != backend;
         if another && self.disk.lose_unflushed() {
             log::warn!(
@@ -79,7 +79,7 @@ impl<H: Hypervisor> DiskTask<'_, H> {
         if let Some(state) = state {
             self.write(Vec::new(), state).await?;
         }
-        self.retry = RETRY;
+        self.retries.connected();
         self.told = None;
         let geometry = properties.geometry;
         log::info!(
@@ -105,7 +105,7 @@ impl<H: Hypervisor> DiskTask<'_, H> {
 
     /// Reads the nodes that describe the disk. The inner error says what is wrong with them.
     pub(super) async fn properties(&self) -> Result<Result<Properties, String>, Error> {
-        let Some(peer) = &self.peer else {
+        let Some(peer) = self.nodes.peer() else {
             return Ok(Err("it has no backend".to_string()));
         };
         let mut nodes = NodeMap::new();

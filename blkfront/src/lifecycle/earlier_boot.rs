@@ -2,12 +2,13 @@
 
 use super::{DiskTask, LONG_LOOK, LOOK_AGAIN};
 use crate::connection::Leftover;
-use crate::state_machine::Phase;
 use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 use bulkhead_executor::Signal;
 use bulkhead_xen::{DomId, GrantRef, Hypervisor};
 use bulkhead_xenbus::XenbusState;
+use bulkhead_xenbus::frontend::Phase;
 use bulkhead_xenstore_client::Error;
 use core::pin::pin;
 use core::time::Duration;
@@ -110,7 +111,7 @@ impl<H: Hypervisor> DiskTask<'_, H> {
     /// Returns the grants of the rings that the disk's nodes name, and perhaps of some that they named before.
     async fn published_rings(&self) -> Result<Vec<GrantRef>, Error> {
         let (store, mut paths) = (self.frontends.store(), Vec::new());
-        let mut directories = Vec::from([self.path.clone()]);
+        let mut directories = Vec::from([String::from(self.nodes.path())]);
         while let Some(directory) = directories.pop() {
             for name in store.directory_or_empty(&directory).await? {
                 let path = format!("{directory}/{name}");

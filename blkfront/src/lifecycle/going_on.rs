@@ -3,12 +3,12 @@
 
 use super::DiskTask;
 use crate::connection::{BackendConnection, LeftRing, RING_NODES};
-use crate::state_machine::Phase;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use bulkhead_ring::MAX_PAGES;
 use bulkhead_xen::{GrantRef, Hypervisor, Port};
+use bulkhead_xenbus::frontend::Phase;
 use bulkhead_xenstore_client::Error;
 use core::time::Duration;
 
@@ -27,7 +27,7 @@ impl<H: Hypervisor> DiskTask<'_, H> {
     /// be, the disk is closed next, and connected anew.
     pub(super) async fn go_on(&mut self) -> Result<(), Error> {
         self.before.may_go_on = false;
-        let Some(backend) = self.peer.as_ref().map(|peer| peer.id) else {
+        let Some(backend) = self.nodes.peer().map(|peer| peer.id) else {
             return Ok(());
         };
         let rings = self.rings_left().await?;
@@ -89,8 +89,8 @@ impl<H: Hypervisor> DiskTask<'_, H> {
 
     /// Returns the rings that the disk's nodes name; none if the nodes are not as this frontend writes them.
     async fn rings_left(&self) -> Result<Vec<LeftRing>, Error> {
-        let store = self.frontends.store();
-        let counts = RING_NODES.map(|name| format!("{}/{name}", self.path));
+        let (store, path) = (self.frontends.store(), self.nodes.path());
+        let counts = RING_NODES.map(|name| format!("{path}/{name}"));
         let counts = store.read_each(&counts).await?;
         let number = |value: &Option<String>| value.as_ref()?.parse::<u32>().ok();
         let count = |at: usize, default| match counts.get(at) {
@@ -105,8 +105,8 @@ impl<H: Hypervisor> DiskTask<'_, H> {
         let mut paths = Vec::new();
         for ring in 0..rings {
             let prefix = match rings {
-                1 => self.path.clone(),
-                _ => format!("{}/queue-{ring}", self.path),
+                1 => String::from(path),
+                _ => format!("{path}/queue-{ring}"),
             };
             paths.push(format!("{prefix}/event-channel"));
             paths.extend((0..pages).map(|page| match pages {

@@ -80,7 +80,7 @@ impl<H: PciHost> FrontendTask<'_, H> {
     }
 
     async fn list(&self) -> Result<Vec<Listed>, Error> {
-        match &self.peer {
+        match self.nodes.peer() {
             Some(peer) => list(&self.frontend.store, &peer.path).await,
             None => Ok(Vec::new()),
         }

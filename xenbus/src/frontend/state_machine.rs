@@ -1,31 +1,32 @@
-//! The xenbus state machine of a disk of our own: a function from the states of both ends to the next step,
-//! without any I/O, so that every combination can be tested.
+//! The xenbus state machine of a disk's or a network interface's frontend: a function from the states of both ends to
+//! the next step, without any I/O, so that every combination can be tested.
 //!
-//! The rules are those that Linux's blkfront, the backends of Linux and QEMU, and libxl follow (states as in
+//! The rules are those that Linux's blkfront and netfront, the backends of Linux and QEMU, and libxl follow (states as in
 //! `io/xenbus.h`):
-//! - the backend offers its features in state 2, connects to the rings that are published with state 3, and
-//!   publishes the disk's properties with state 4;
+//! - the backend offers its features in state 2, and connects to the rings that the frontend publishes: a disk's with
+//!   state 3, an interface's with state 4. It goes to 4 itself, a disk's once its properties are published, an
+//!   interface's once the hotplug script has run;
 //! - the toolstack detaches by writing `online` = 0 and `state` = 5 into the backend's directory; the frontend
 //!   closes by state 6;
 //! - a backend that closes while `online` is 1 may come back: a frontend that goes from 6 to 1 is offered
-//!   the disk again. A backend that goes from 4 to 2 and finds the frontend in 4 goes on with the same rings;
+//!   the device again. A backend that goes from 4 to 2 and finds the frontend in 4 goes on with the same rings;
 //! - the backend's directory disappears when its domain is destroyed, and the frontend's when the toolstack
-//!   removes the disk.
+//!   removes the device.
 
-use bulkhead_xenbus::XenbusState;
+use crate::XenbusState;
 
-/// The stage that this frontend has reached with a disk.
+/// The stage that this frontend has reached with a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Nothing is shared with the backend, which may offer the disk.
+    /// Nothing is shared with the backend, which may offer the device.
     Fresh,
     /// The rings are published; the backend's turn.
     Published,
-    /// Requests go over the rings.
+    /// Requests or packets go over the rings.
     Connected,
     /// Everything was taken back; the backend has yet to notice.
     Closed,
-    /// The disk was given up because of the backend's behaviour, until the toolstack attaches it anew.
+    /// The device was given up because of the backend's behaviour, until the toolstack attaches it anew.
     Failed,
 }
 
@@ -38,12 +39,12 @@ pub struct Observed {
     pub backend: XenbusState,
     /// The backend's `online` node: the toolstack wants the device to exist.
     pub online: bool,
-    /// A guest uses the disk.
+    /// The device is in use, and is not to be let go of when the toolstack detaches it.
     pub in_use: bool,
     /// The backend has had time enough to connect again by itself.
     pub waited: bool,
-    /// The domain started again in place after a crash, and this end's `state` node is one that the boot before wrote:
-    /// `Initialised`, `Connected`, `Closing` or `Closed`.
+    /// The domain started again in place after a crash, and this end's `state` node is one that the boot before wrote
+    /// (see [`is_left`]).
     pub left: bool,
     /// That boot was connected, and going on with its rings has not been tried yet.
     pub may_go_on: bool,
@@ -56,18 +57,29 @@ pub enum Step {
     Wait,
     /// Go on with the rings of a boot before this one, if that is possible.
     GoOn,
-    /// Publish rings, and report `Initialised`.
+    /// Publish rings, and report that.
     Publish,
-    /// Read the disk's properties, use the rings, and report `Connected`.
+    /// Use the rings: the backend is connected to them.
     Connect,
-    /// Read the disk's size again.
+    /// Read again what the backend tells of the device; then do nothing until something changes.
     Reread,
+    /// Do nothing until something changes, or a restarted backend has had its time.
+    WaitForBackend,
+    /// Do nothing until something changes: the device is to be detached, but it is in use.
+    Keep,
     /// Take back everything and report `Closed`. Requests wait for the backend to come back.
     Close,
-    /// Report `Initialising`: the backend may offer the disk again.
+    /// Report `Initialising`: the backend may offer the device again.
     StartOver,
     /// Take back everything: the toolstack has removed the directory.
     Forget,
+}
+
+/// Returns whether this end's `state` node is one that only a frontend writes: a boot before this one, if this one has
+/// not written it.
+pub fn is_left(own: XenbusState) -> bool {
+    use XenbusState::*;
+    matches!(own, Initialised | Connected | Closing | Closed)
 }
 
 /// Decides the next step.
@@ -93,10 +105,10 @@ pub fn decide(phase: Phase, seen: Observed) -> Step {
 
         (Phase::Connected, Connected) => Step::Reread,
         // A disk in use is kept, as other frontends do. The toolstack gives up waiting, and the backend serves on.
-        (Phase::Connected, Closing) if !seen.online && seen.in_use => Step::Wait,
+        (Phase::Connected, Closing) if !seen.online && seen.in_use => Step::Keep,
 
-        // Linux's backend driver goes on with the rings that it finds when it is bound again to a disk.
-        (Phase::Connected, InitWait) if !seen.waited => Step::Wait,
+        // Linux's backend driver goes on with the rings that it finds when it is bound again to a device.
+        (Phase::Connected, InitWait) if !seen.waited => Step::WaitForBackend,
 
         // The backend closes, is gone, or has started over without having answered its requests.
         (Phase::Published | Phase::Connected, _) => Step::Close,
@@ -132,7 +144,7 @@ mod tests {
     ];
 
     #[test]
-    fn a_disk_from_attach_to_detach() {
+    fn a_device_from_attach_to_detach() {
         let step = |phase, backend, online| decide(phase, seen(backend, online, false));
         assert_eq!(step(Phase::Fresh, Initialising, true), Step::Wait);
         assert_eq!(step(Phase::Fresh, InitWait, true), Step::Publish);
@@ -144,9 +156,9 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_in_use_is_not_let_go_of() {
+    fn a_device_in_use_is_not_let_go_of() {
         let step = |backend, online| decide(Phase::Connected, seen(backend, online, true));
-        assert_eq!(step(Closing, false), Step::Wait);
+        assert_eq!(step(Closing, false), Step::Keep);
         assert_eq!(step(Closing, true), Step::Close);
         assert_eq!(step(Closed, false), Step::Close);
         assert_eq!(step(Unknown, false), Step::Close);
@@ -159,7 +171,7 @@ mod tests {
             for gone in [Closing, Closed, Initialising, Unknown] {
                 assert_eq!(step(Phase::Connected, gone), Step::Close, "{gone:?}");
             }
-            assert_eq!(step(Phase::Connected, InitWait), Step::Wait);
+            assert_eq!(step(Phase::Connected, InitWait), Step::WaitForBackend);
             let waited = Observed {
                 waited: true,
                 ..seen(InitWait, true, in_use)
@@ -206,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_gone_is_forgotten_and_a_failed_disk_does_not_come_back_by_itself() {
+    fn a_directory_that_is_gone_is_forgotten_and_a_failed_device_does_not_come_back_by_itself() {
         for phase in PHASES {
             let gone = Observed {
                 attached: false,

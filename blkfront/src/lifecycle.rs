@@ -13,7 +13,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_executor::{RateLimit, Signal};
+use bulkhead_executor::Signal;
 use bulkhead_xen::{DomId, Hypervisor, Instant};
 use bulkhead_xenbus::XenbusState;
 use bulkhead_xenbus::frontend::{
@@ -41,13 +41,6 @@ const LAST_FLUSH_PAUSE: Duration = Duration::from_millis(5);
 /// The time in which a restarted backend has to connect to the rings that it finds.
 const GOES_ON: Duration = Duration::from_secs(5);
 
-/// The limit on connections, and changes of the disk's size, that a backend causes: 16 at once, and one more every 30
-/// seconds. Each is a line or two in the log.
-const CHANGES: RateLimit = RateLimit::new(16, Duration::from_secs(30));
-/// The limit on reading a backend's nodes because it has changed them: 64 times at once, and once more each second.
-/// Each time is several messages to xenstored.
-const LOOKS: RateLimit = RateLimit::new(64, Duration::from_secs(1));
-
 /// One disk.
 pub struct DiskTask<'a, H: Hypervisor> {
     frontends: &'a Frontends<H>,
@@ -65,8 +58,6 @@ pub struct DiskTask<'a, H: Hypervisor> {
     rests_until: Instant,
     /// A new size of the disk is not applied before this time.
     next_size: Option<Instant>,
-    changes: RateLimit,
-    looks: RateLimit,
     /// What a boot before this one may have left.
     before: EarlierBoot<H>,
     /// The last reason in the log why nothing happens.
@@ -93,8 +84,6 @@ pub async fn live<H: Hypervisor>(
         retries: Retries::new(frontends.was_left()),
         rests_until: Instant(0),
         next_size: None,
-        changes: CHANGES,
-        looks: LOOKS,
         before: EarlierBoot::new(frontends.was_left()),
         told: None,
     };
@@ -246,7 +235,7 @@ impl<H: Hypervisor> DiskTask<'_, H> {
         })
         .await?;
         if by_backend {
-            self.looks.taken(self.frontends.handle()).await;
+            self.nodes.paced(self.frontends.handle()).await;
         }
         Ok(())
     }
@@ -270,11 +259,7 @@ impl<H: Hypervisor> DiskTask<'_, H> {
         self.disconnect().await;
         self.frontends.something_changed();
         let now = self.frontends.handle().now();
-        self.rests_until = match was_connected {
-            // Puts the next connection off if there were too many.
-            true => self.changes.reserve(now),
-            false => now + self.retries.next_pause(),
-        };
+        self.rests_until = self.retries.after_close(was_connected, now);
         Ok(())
     }
 

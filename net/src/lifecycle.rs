@@ -8,7 +8,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use bulkhead_executor::Signal;
-use bulkhead_xen::{DomId, Hypervisor};
+use bulkhead_xen::{DomId, Hypervisor, Instant};
 use bulkhead_xenbus::frontend::{FrontendNodes, Observed, Phase, Retries, Step, decide, is_left};
 use bulkhead_xenbus::retry::PAUSE;
 use bulkhead_xenbus::{NodeMap, XenbusState, own_node, read_nodes};
@@ -40,6 +40,8 @@ struct InterfaceTask<'a, H: Hypervisor> {
     leftover: Option<GrantedMemory<H>>,
     waited: bool,
     retries: Retries,
+    /// No attempt to connect is made before this time.
+    rests_until: Instant,
     told: Option<String>,
 }
 
@@ -60,6 +62,7 @@ pub async fn live<H: Hypervisor>(
         leftover: None,
         waited: false,
         retries: Retries::new(interfaces.was_left()),
+        rests_until: Instant(0),
         told: None,
     };
     loop {
@@ -108,6 +111,11 @@ impl<H: Hypervisor> InterfaceTask<'_, H> {
             Step::Publish => self.publish().await?,
             Step::Connect => self.connect(),
             Step::Close => self.close().await?,
+            Step::StartOver if self.interfaces.handle().now() < self.rests_until => {
+                // Changes by the backend are looked at after the pause; the toolstack may remove the interface during it.
+                let over = self.interfaces.handle().sleep_until(self.rests_until);
+                select(pin!(changed.raised()), pin!(over)).await;
+            }
             Step::StartOver => {
                 self.write(Vec::new(), XenbusState::Initialising).await?;
                 self.phase = Phase::Fresh;
@@ -160,16 +168,20 @@ impl<H: Hypervisor> InterfaceTask<'_, H> {
         let nodes = &mut self.nodes;
         let mut raised = pin!(changed.raised());
         let mut violated = pin!(interface.failed());
-        poll_fn(|context| {
+        let by_backend = poll_fn(|context| {
             if !failed && violated.as_mut().poll(context).is_ready() {
-                return Poll::Ready(Ok(()));
+                return Poll::Ready(Ok(false));
             }
             if let Poll::Ready(event) = nodes.poll_backend(context) {
-                return Poll::Ready(event);
+                return Poll::Ready(event.map(|()| true));
             }
-            raised.as_mut().poll(context).map(Ok)
+            raised.as_mut().poll(context).map(|()| Ok(false))
         })
-        .await
+        .await?;
+        if by_backend {
+            self.nodes.paced(self.interfaces.handle()).await;
+        }
+        Ok(())
     }
 
     /// Makes rings, and publishes them to the backend.
@@ -262,10 +274,8 @@ impl<H: Hypervisor> InterfaceTask<'_, H> {
         self.phase = Phase::Closed;
         self.write(Vec::new(), XenbusState::Closed).await?;
         self.disconnect().await;
-        if !was_connected {
-            let pause = self.retries.next_pause();
-            self.interfaces.handle().sleep(pause).await;
-        }
+        let now = self.interfaces.handle().now();
+        self.rests_until = self.retries.after_close(was_connected, now);
         Ok(())
     }
 

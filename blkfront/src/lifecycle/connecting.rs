@@ -123,7 +123,7 @@ impl<H: Hypervisor> DiskTask<'_, H> {
                 // The disk stays as it was.
                 let line = format!("its new size cannot be read: {problem}");
                 let new = self.told.as_ref() != Some(&line);
-                if new && self.changes.take(now) {
+                if new && self.retries.changes.take(now) {
                     self.tell(line);
                 }
                 return Ok(());
@@ -134,7 +134,7 @@ impl<H: Hypervisor> DiskTask<'_, H> {
             return Ok(());
         }
         // A change beyond the limit is put off, and the size that the nodes have by then is applied.
-        let changes = &mut self.changes;
+        let changes = &mut self.retries.changes;
         if *self.next_size.get_or_insert_with(|| changes.reserve(now)) <= now {
             self.next_size = None;
             log::info!("disk {}: now {sectors} sectors", self.disk.name);

@@ -4,9 +4,15 @@ use crate::{XenbusState, own_node, peer_node};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use bulkhead_xen::DomId;
+use bulkhead_executor::{Handle, RateLimit};
+use bulkhead_xen::{DomId, Hypervisor};
 use bulkhead_xenstore_client::{Client, Error, Transaction, Watch};
 use core::task::{Context, Poll, ready};
+use core::time::Duration;
+
+/// The limit on reading a backend's nodes because it has changed them: 64 times at once, and once more each second.
+/// Each time is several messages to xenstored.
+const LOOKS: RateLimit = RateLimit::new(64, Duration::from_secs(1));
 
 /// The backend of a device, as the toolstack names it.
 pub struct Peer {
@@ -33,6 +39,7 @@ pub struct FrontendNodes {
     peer: Option<Peer>,
     /// The nodes and the state of this end that are still to be written to xenstore.
     unsaid: Option<(Vec<(String, String)>, XenbusState)>,
+    looks: RateLimit,
 }
 
 impl FrontendNodes {
@@ -44,6 +51,7 @@ impl FrontendNodes {
             optional,
             peer: None,
             unsaid: None,
+            looks: LOOKS,
         }
     }
 
@@ -105,7 +113,7 @@ impl FrontendNodes {
         Ok((XenbusState::parse(state.as_deref()), is_online))
     }
 
-    /// Polls for a change of the backend's nodes.
+    /// Polls for a change of the backend's nodes. Before they are read because of it, [`Self::paced`] is due.
     pub fn poll_backend(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
         let Some(peer) = &mut self.peer else {
             return Poll::Pending;
@@ -114,6 +122,11 @@ impl FrontendNodes {
         // All events until now need the nodes to be read only once.
         while let Poll::Ready(Ok(_)) = peer.watch.poll_next(context) {}
         Poll::Ready(event.map(drop))
+    }
+
+    /// Waits until a backend that changes its nodes all the time may be looked at again.
+    pub async fn paced<H: Hypervisor>(&mut self, handle: &Handle<H>) {
+        self.looks.taken(handle).await;
     }
 
     /// Writes nodes and this end's state, if the directory is there. Nodes that xenstored refuses are

@@ -22,6 +22,7 @@ mod guest_lines;
 mod hostile;
 mod hostile_backend;
 mod indexes;
+mod kept_rings;
 mod lasting;
 mod lifecycle;
 mod manual;

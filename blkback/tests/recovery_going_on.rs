@@ -1,12 +1,12 @@
 //! A driver domain that crashes and goes on with the rings of its own disks, whose backend stays connected, or does not.
 
 use super::recovery::{collect_all, held, push_writes};
-use super::scripted_backend::{DISK, ScriptedBackend, THERE_AND_BACK};
+use super::scripted_backend::{DISK, ScriptedBackend, THERE_AND_BACK, page_of};
 use bulkhead_blkback_testkit::{
     Crash, Frontend, Guest, Lower, Random, Setup, Style, World, content,
 };
 use bulkhead_grant::MappedPages;
-use bulkhead_ring::blkif::{Operation, Request, Status};
+use bulkhead_ring::blkif::Status;
 use bulkhead_ring::{Index, RingMemory, SharedPages};
 use bulkhead_xen::{Errno, GrantRef};
 use bulkhead_xen_sim::xenstore::toolstack::Disk;
@@ -212,13 +212,6 @@ fn what_was_asked_before_the_crash_is_answered_before_anything_is_asked_again() 
     assert_eq!(disk.read(7, 1), [2; 512]);
     disk.detach();
     world.no_mistakes();
-}
-
-fn page_of(request: &Request) -> GrantRef {
-    match request.operation {
-        Operation::Transfer(transfer) => transfer.segments[0].gref(),
-        _ => panic!("{request:?}"),
-    }
 }
 
 /// A backend without persistent grants maps the pages of a request when it takes it: nothing but the ring is in use before.

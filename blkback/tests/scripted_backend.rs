@@ -2,7 +2,7 @@
 
 use bulkhead_blkback_testkit::World;
 use bulkhead_grant::{MappedPages, Region};
-use bulkhead_ring::blkif::{Abi, Blkif, Request, Response};
+use bulkhead_ring::blkif::{Abi, Blkif, Operation, Request, Response};
 use bulkhead_ring::{BackRing, SharedPages};
 use bulkhead_xen::{GrantRef, Hypervisor, Port};
 use bulkhead_xen_sim::xenstore::toolstack::{self, Disk, Vbd};
@@ -24,6 +24,14 @@ pub const DISK: [(&str, &str); 4] = [
     ("feature-flush-cache", "1"),
     ("info", "0"),
 ];
+
+/// Returns the first page of a request to read or write.
+pub fn page_of(request: &Request) -> GrantRef {
+    match request.operation {
+        Operation::Transfer(transfer) => transfer.segments[0].gref(),
+        _ => panic!("{request:?}"),
+    }
+}
 
 /// A backend whose every act is the test's.
 pub struct ScriptedBackend<'w> {

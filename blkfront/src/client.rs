@@ -178,6 +178,11 @@ impl<H: Hypervisor> RingClient<H> {
         &mut self.memory
     }
 
+    /// Returns the memory of a queue that is no longer needed.
+    pub fn into_memory(self) -> SharedMemory<H> {
+        self.memory
+    }
+
     /// Notes a request and returns its entry; `None` if the queue is full.
     #[inline]
     pub fn begin(&mut self, tag: Tag, op: Op, page: u16, len: u32) -> Option<u16> {

@@ -245,9 +245,13 @@ pub struct Leftover<H: Hypervisor> {
 }
 
 impl<H: Hypervisor> Leftover<H> {
-    /// Takes back the memory that the backend no longer uses. Returns true if that is all of it.
+    /// Takes back the memory that the backend no longer uses. Returns true if that is all of it. As long as it has a ring, it
+    /// may execute a request that it finds there: the numbers of the queues' grants must not stand for other pages by then.
     pub fn take_back(&mut self, disk: &Disk<H>) -> bool {
         self.rings.retain_mut(|ring| !ring.revoke());
+        if !self.rings.is_empty() {
+            return false;
+        }
         let mut queues = true;
         for link in disk.links() {
             queues &= link.lock().revoke();
@@ -255,7 +259,14 @@ impl<H: Hypervisor> Leftover<H> {
         if queues {
             disk.let_go();
         }
-        queues && self.rings.is_empty()
+        queues
+    }
+
+    /// Leaves what the backend still uses with a disk that nobody follows any more.
+    pub fn leave_with(mut self, disk: &Disk<H>) {
+        if !self.take_back(disk) {
+            disk.keep_rings(self.rings);
+        }
     }
 }
 

@@ -54,8 +54,21 @@ pub struct Disk<H: Hypervisor> {
     flushes: Arc<Flushes>,
     /// The guests' disks that learn of a new size.
     resized: Mutex<Waiters>,
+    /// Rings that the backend had not unmapped when the disk, which had been given up, was taken away.
+    kept: Mutex<Vec<SharedMemory<H>>>,
     pool: PagePool,
     grants: GrantTable<H>,
+}
+
+impl<H: Hypervisor> Drop for Disk<H> {
+    fn drop(&mut self) {
+        let kept = self.kept.get_mut();
+        kept.retain_mut(|ring| !ring.revoke());
+        if !kept.is_empty() {
+            let links = self.links.iter_mut();
+            links.for_each(|link| link.get_mut().abandon());
+        }
+    }
 }
 
 impl<H: Hypervisor> Disk<H> {
@@ -76,6 +89,7 @@ impl<H: Hypervisor> Disk<H> {
             claims: Arc::default(),
             flushes: Arc::default(),
             resized: Mutex::default(),
+            kept: Mutex::default(),
             pool,
             grants,
         }
@@ -190,6 +204,12 @@ impl<H: Hypervisor> Disk<H> {
     #[inline]
     pub fn is_held(&self) -> bool {
         self.held.load(Ordering::Acquire)
+    }
+
+    /// Keeps rings that a backend which is gone may still use. Nothing that the requests on them name is used again before it
+    /// has unmapped them.
+    pub fn keep_rings(&self, rings: Vec<SharedMemory<H>>) {
+        self.kept.lock().extend(rings);
     }
 
     /// Returns the count of its flushes.

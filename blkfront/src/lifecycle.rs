@@ -140,6 +140,9 @@ impl<H: Hypervisor> DiskTask<'_, H> {
                 self.nodes.forget();
                 if self.phase == Phase::Failed {
                     // Guests keep their claims on the failed disk; a disk that is attached later is a new one.
+                    if let Some(leftover) = self.leftover.take() {
+                        leftover.leave_with(&self.disk);
+                    }
                     return Ok(false);
                 }
                 self.disconnect().await;

@@ -241,7 +241,6 @@ impl<H: Hypervisor> Link<H> {
 
     /// Ends the grants of the queues' memory. Returns false if the backend still has some of it mapped.
     pub fn revoke(&mut self) -> bool {
-        self.backend = None;
         let mut all = true;
         for client in &mut self.clients {
             all &= client.memory().revoke();
@@ -251,6 +250,13 @@ impl<H: Hypervisor> Link<H> {
             self.clients.iter_mut().for_each(RingClient::wake);
         }
         all
+    }
+
+    /// Leaves the memory of all queues, which are no longer needed, to the backend that has it.
+    pub fn abandon(&mut self) {
+        for client in self.clients.drain(..) {
+            client.into_memory().abandon();
+        }
     }
 
     /// Uses a ring that the backend has connected to: sends again the requests that an earlier one has not answered.
@@ -293,12 +299,13 @@ impl<H: Hypervisor> Link<H> {
     /// Gives up the ring. Requests that were not answered wait for the next one.
     pub fn disconnect(&mut self) -> Option<Wire<H>> {
         self.closing = false;
+        // Queues that are opened from now on are not for this backend.
+        self.held |= self.backend.take().is_some();
         let wire = self.wire.take()?;
         self.earlier += RingCounts {
             outstanding: 0,
             ..wire.counts()
         };
-        self.held = true;
         self.clients.iter_mut().for_each(RingClient::disconnected);
         Some(wire)
     }

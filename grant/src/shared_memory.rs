@@ -237,6 +237,20 @@ impl<H: Hypervisor> SharedMemory<H> {
         true
     }
 
+    /// Leaves the pages to the backend for good, if it has been granted them: neither they nor the numbers of their grants are
+    /// used for anything else.
+    pub fn abandon(mut self) {
+        if self.grants.is_empty() {
+            return;
+        }
+        log::error!(
+            "{} page(s) that a backend may still use are lost",
+            self.pages
+        );
+        core::mem::forget(core::mem::take(&mut self.grants));
+        self.run = None;
+    }
+
     /// Keeps the backend off a page until [`give`](Self::give). Returns false while the backend uses it.
     #[inline]
     pub fn withdraw(&mut self, page: usize) -> bool {

@@ -170,6 +170,16 @@ impl SimDomain {
         self.with(|domain| domain.grants.pinned())
     }
 
+    /// Returns the number of the domain's grants for another one, which may use them or not.
+    pub fn grants_for(&self, other: DomId) -> usize {
+        let entries = self.with(|domain| domain.grants.entries()).iter();
+        let granted = entries.filter(|entry| {
+            entry.flags.load(Ordering::Acquire) != 0
+                && entry.domain.load(Ordering::Relaxed) == other.0
+        });
+        granted.count()
+    }
+
     /// Returns the number of open ports of the domain, the one of its xenstore ring included.
     pub fn open_ports(&self) -> usize {
         self.with(|domain| domain.ports.open_count())

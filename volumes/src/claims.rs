@@ -241,6 +241,24 @@ impl Claims {
         written.map_or_else(Vec::new, |written| written.sectors.clone())
     }
 
+    /// Has what guests could write to of each of these disks count for all of them: they are one, which has several names.
+    pub fn join(&self, disks: &[DiskId]) {
+        let mut holders = self.0.lock();
+        let of_them = |written: &&Written| disks.contains(&written.disk);
+        let written = holders.written.iter().filter(of_them);
+        let sectors: Vec<Range<u64>> = written.flat_map(|it| it.sectors.iter().cloned()).collect();
+        if sectors.is_empty() {
+            return;
+        }
+        holders.written.retain(|it| !disks.contains(&it.disk));
+        for &disk in disks {
+            let sectors = sectors.clone();
+            let mut written = Written { disk, sectors };
+            written.put_in_order();
+            holders.written.push(written);
+        }
+    }
+
     /// Notes that a disk's content is the operator's, but for what guests can write to now.
     pub fn trust(&self, disk: DiskId) {
         let mut holders = self.0.lock();

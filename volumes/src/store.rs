@@ -175,6 +175,8 @@ impl DiskStore {
                 shown.push((name, Arc::downgrade(identity)));
             }
         }
+        drop(shown);
+        self.volumes.join_names();
     }
 
     /// Returns what opens a disk.

@@ -205,7 +205,9 @@ impl Volumes {
     /// has seen it.
     pub async fn rescan(&self, vcpu: VcpuId, name: &str) -> Result<Rescan, VolumeError> {
         let disk = self.find(name)?;
-        self.claims.trust(disk);
+        let names = self.names_of(disk, &self.state.lock());
+        names.iter().for_each(|disk| self.claims.trust(*disk));
+        self.join_names();
         self.read(vcpu, disk, name).await?;
         // Groups on it may have gone on to disks that nobody has looked at.
         self.read_others(vcpu, self.unread(), |_| false).await;
@@ -229,6 +231,9 @@ impl Volumes {
             }
         }
         let found = state.disk_state(disk, &self.claims);
+        drop(state);
+        // Volumes have grown.
+        self.join_names();
         Ok(Rescan {
             disk: name.to_string(),
             volumes: found.map_or(0, |found| found.volumes.len()),
@@ -257,6 +262,27 @@ impl Volumes {
         let state = self.state.lock();
         let disk = state.disks.iter().find(|disk| disk.id == id);
         disk.map(|disk| disk.name.clone()).unwrap_or_default()
+    }
+
+    /// Returns a disk, and the others that are the same one.
+    fn names_of(&self, disk: DiskId, state: &VolumesState) -> Vec<DiskId> {
+        let known = |name: &str| state.disks.iter().find(|known| known.name == name);
+        let disks = state.disks.iter().find(|known| known.id == disk);
+        let others = disks.map_or_else(Vec::new, |disk| (self.same)(&disk.name));
+        let others = others.iter().filter_map(|name| Some(known(name)?.id));
+        [disk].into_iter().chain(others).collect()
+    }
+
+    /// Has what guests could write to by one name of a disk count by all of them. Called when that changes, and when there
+    /// is another disk: a name may be gone later, and what was written by it is still on the disk.
+    pub(crate) fn join_names(&self) {
+        let state = self.state.lock();
+        for disk in &state.disks {
+            let names = self.names_of(disk.id, &state);
+            if names.len() > 1 {
+                self.claims.join(&names);
+            }
+        }
     }
 
     /// Refuses a disk of which somebody has something open by another name. Its tables are not read either: they may be
@@ -314,6 +340,7 @@ impl Volumes {
             administrator: opening.administrator,
         };
         let claim = self.claims.take(who, ranges);
+        self.join_names();
         claim.map_err(|overlap| VolumeError::InUse {
             name: name.to_string(),
             overlap,

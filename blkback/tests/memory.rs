@@ -2,16 +2,18 @@
 
 use bulkhead_blkback::engine::{Queue, QueueSetup, QueueSetupError};
 use bulkhead_blkback_testkit::{
-    Bystander, Frontend, Guest, Link, Style, World, bytes_in_use, forget_most_bytes,
-    in_driver_domain, refusing,
+    Bystander, Frontend, Guest, IMAGE_SIZE, Link, Lower, Setup, Style, World, bytes_in_use,
+    content, forget_most_bytes, in_driver_domain, refusing,
 };
 use bulkhead_grant::NoRoom;
 use bulkhead_images::{Access, BlockDevice, ImageMemory, QueueContext, RamImage, SectorSize};
 use bulkhead_xen::VcpuId;
+use bulkhead_xen_sim::xenstore::toolstack::Disk;
 use bulkhead_xenbus::XenbusState;
 use futures_util::FutureExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The size from which on an allocation of a queue may be refused. The reserve is for smaller ones.
 const LARGE_FOR_A_QUEUE: usize = 512;
@@ -20,6 +22,8 @@ const SMALL_OF_A_QUEUE: usize = 8 * 1024;
 /// The size from which on an allocation of a disk may be refused. The reserve is for smaller ones: those of the control
 /// plane that reads the frontend's nodes, which it gives back.
 const LARGE_FOR_A_DISK: usize = 8 * 1024;
+/// The same for a disk on one of the driver domain's own, whose list of pages is smaller.
+const LARGE_BELOW: usize = 6 * 1024;
 /// The sum of the smaller allocations of a disk's connect, one after another.
 const SMALL_OF_A_DISK: usize = 192 * 1024;
 
@@ -138,6 +142,51 @@ fn a_disk_without_memory_is_refused_and_may_come_again() {
         other.leave();
         world.nothing_left();
     }
+}
+
+/// A queue that is left open keeps its pages granted to the backend for good.
+#[test]
+fn a_disk_below_which_a_queue_gets_no_memory_leaves_none_open() {
+    let world = World::with(Setup {
+        own_disks: true,
+        ..Setup::default()
+    });
+    let lower = Lower::new(&world, &[("below".to_string(), content(90, IMAGE_SIZE))]);
+    lower.attach("xvda", &Disk::new("ram:below"));
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvda", "vbd:xvda");
+    let connect = |disk: &mut Frontend<'_>| {
+        assert_eq!(disk.backend(), Some(XenbusState::InitWait));
+        disk.prepare();
+        disk.publish();
+        disk.go(XenbusState::Initialised);
+    };
+    let end = |disk: &mut Frontend<'_>| {
+        disk.close();
+        disk.go(XenbusState::Initialising);
+        // A frontend that has closed is served for a little longer.
+        world.wait(Duration::from_millis(50));
+    };
+    connect(&mut disk);
+    assert_eq!(disk.backend(), Some(XenbusState::Connected));
+    let granted = || world.storage.grants_for(lower.domain.id());
+    let before = granted();
+    let mut refused = 0;
+    loop {
+        end(&mut disk);
+        let (happened, _) = refusing(refused + 1, LARGE_BELOW, || connect(&mut disk));
+        if !happened {
+            break;
+        }
+        refused += 1;
+        assert_eq!(disk.backend(), Some(XenbusState::Closing), "{refused}");
+        assert_eq!(granted(), before, "{refused}");
+    }
+    assert!(refused >= 3, "only {refused}");
+    assert_eq!(disk.backend(), Some(XenbusState::Connected));
+    assert_eq!(granted(), before);
+    disk.detach();
+    world.no_mistakes();
 }
 
 /// Connects disks of a guest that makes as many queues as it is offered, until one is refused. Returns them, and the

@@ -68,7 +68,8 @@ pub fn depth_of(depth: usize, pages: usize) -> usize {
 }
 
 impl<H: Hypervisor> VbdQueue<H> {
-    /// Returns the queue of the client at `location`, whose memory is the `pages` pages from `base` on.
+    /// Returns the queue of the client at `location`, whose memory is the `pages` pages from `base` on. The client is closed
+    /// if there is no memory for the queue. The client's link must not be locked.
     pub fn new(
         opened: Arc<OpenedVbd<H>>,
         location: Arc<Location>,
@@ -76,7 +77,8 @@ impl<H: Hypervisor> VbdQueue<H> {
         depth: usize,
     ) -> Result<Self, OutOfMemory> {
         debug_assert!(pages <= MOST_PAGES);
-        Ok(VbdQueue {
+        // Dropping it closes the client.
+        let mut queue = VbdQueue {
             opened,
             location,
             base,
@@ -84,10 +86,12 @@ impl<H: Hypervisor> VbdQueue<H> {
             gave_up: false,
             spoiled: 0,
             pages,
-            staged: room_for(pages)?,
+            staged: Vec::new(),
             depth,
             closed: false,
-        })
+        };
+        queue.staged = room_for(pages)?;
+        Ok(queue)
     }
 
     /// Locks the link. Returns it, and the queue's number there.

@@ -268,7 +268,17 @@ fn a_backend_that_keeps_a_page_of_one_disk_holds_up_no_other() {
     disks.iter_mut().for_each(|disk| disk.link().kick());
     world.crash_after(0, 0);
     world.restart();
-    world.wait(Duration::from_secs(3));
+    let told = |disk: &str| {
+        let begins = format!("disk {disk}: domain {} does not let go", lower.domain.id());
+        let journal = world.journal();
+        let told = journal.iter().filter(|line| line.contains(&begins));
+        told.count()
+    };
+    world.wait(Duration::from_secs(1));
+    assert_eq!(["xvda", "xvdb"].map(told), [0, 0]);
+    world.wait(Duration::from_secs(4));
+    let journal = world.journal();
+    assert_eq!(["xvda", "xvdb"].map(told), [0, 1], "{journal:#?}");
     let held_up = asked.pop().expect("two disks");
     collect_all(&mut disks[0], &asked[0], "of which nothing is kept");
     assert_eq!(disks[0].read(7, 1), [2; 512]);

@@ -29,7 +29,7 @@ use futures_util::future::{Either, select};
 
 /// The pause between the first two checks whether a backend has unmapped our memory; it doubles each time.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// The log says that a backend keeps our memory once the next pause between two checks is longer than this.
+/// The log says that a backend keeps our memory once it has been waited for longer than this.
 const LONG_LOOK: Duration = Duration::from_secs(2);
 
 /// The time in which a backend that closes has to answer all requests and a last flush. It is less than the backend of
@@ -350,9 +350,9 @@ impl<H: Hypervisor> DiskTask<'_, H> {
         let Some(mut leftover) = self.leftover.take() else {
             return;
         };
-        let mut pause = LOOK_AGAIN;
+        let (mut pause, since) = (LOOK_AGAIN, self.frontends.handle().now());
         while !leftover.take_back(&self.disk) {
-            if pause > LONG_LOOK {
+            if self.frontends.handle().now().since(since) > LONG_LOOK {
                 self.tell(
                     "the backend does not let go of our memory: it is waited for".to_string(),
                 );

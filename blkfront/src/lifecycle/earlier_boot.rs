@@ -6,7 +6,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use bulkhead_executor::Signal;
-use bulkhead_xen::{DomId, GrantRef, Hypervisor};
+use bulkhead_xen::{DomId, GrantRef, Hypervisor, Instant};
 use bulkhead_xenbus::XenbusState;
 use bulkhead_xenbus::frontend::Phase;
 use bulkhead_xenstore_client::Error;
@@ -29,6 +29,8 @@ pub(super) struct EarlierBoot<H: Hypervisor> {
     pub(super) leftover: Option<Leftover<H>>,
     /// The pause before the next check.
     pause: Duration,
+    /// The time of the first check, if the backend still used them.
+    waited_since: Option<Instant>,
 }
 
 impl<H: Hypervisor> EarlierBoot<H> {
@@ -39,6 +41,7 @@ impl<H: Hypervisor> EarlierBoot<H> {
             may_go_on: was_left,
             leftover: None,
             pause: LOOK_AGAIN,
+            waited_since: None,
         }
     }
 }
@@ -70,8 +73,9 @@ impl<H: Hypervisor> DiskTask<'_, H> {
             self.before.leftover = None;
             return Ok(false);
         }
-        let pause = self.before.pause;
-        if pause > LONG_LOOK {
+        let (pause, now) = (self.before.pause, self.frontends.handle().now());
+        let since = *self.before.waited_since.get_or_insert(now);
+        if now.since(since) > LONG_LOOK {
             self.tell(format!(
                 "domain {backend} does not let go of memory from before the crash: it is waited for"
             ));

@@ -4,7 +4,10 @@ use super::recovery::{Case, collect_all, crash_everywhere, held, push_writes, ro
 use super::recovery_load::Load;
 use bulkhead_blkback::upgrade;
 use bulkhead_blkback_testkit::{Crash, Guest, Nbd, Network, Random, Setup, Style, World};
+use bulkhead_images::SectorSize;
 use bulkhead_nbd_testing::{Config, FakeExport};
+use bulkhead_volumes::Guid;
+use bulkhead_volumes::testing::{self, NewPartition, write_gpt};
 use bulkhead_xen_sim::xenstore::toolstack::Disk;
 use bulkhead_xenbus::XenbusState;
 use std::cell::Cell;
@@ -317,4 +320,63 @@ fn an_export_that_was_replaced_while_the_domain_was_down_is_not_taken_up() {
         let refused = problem.contains("not the disk that was served before the crash");
         assert_eq!(refused, what != "the same", "{what}: {problem}");
     }
+}
+
+/// The boot that crashed was the only one that knew what was flushed.
+#[test]
+fn what_a_server_may_have_lost_while_the_domain_was_down_is_told_once_for_each_export() {
+    let table = testing::Disk::new(SIZE, SectorSize::B512);
+    let root = NewPartition {
+        label: "root",
+        kind: Guid::from_bytes([9; 16]),
+        id: Guid::from_bytes([1; 16]),
+        first: 64,
+        last: 127,
+    };
+    write_gpt(&table, &[root]);
+    let bytes = table.change(|bytes| bytes.clone());
+    let world = world_with(1, |config| {
+        let table = FakeExport::new("table", SIZE);
+        config.exports.push(FakeExport { bytes, ..table });
+    });
+    let told = |export: &str| {
+        let begins = format!("nbd:10.0.0.2:10809/{export}: it is connected again after a restart");
+        let journal = world.journal();
+        let told = journal.iter().filter(|line| line.contains(&begins));
+        let lost = "did not flush may be lost if the server was started anew meanwhile";
+        told.filter(|line| line.contains(lost)).count()
+    };
+    let before = held(&world);
+    let guest = Guest::with_memory(&world, 4096);
+    let attach = |name, target| {
+        let disk = guest.attach(name, target);
+        // The table is read over the network.
+        world.wait(Duration::from_millis(100));
+        disk.connected()
+    };
+    let mut disks = [
+        attach("xvda", "nbd:10.0.0.2/alice,shared=yes"),
+        attach("xvdb", "nbd:10.0.0.2/alice,shared=yes"),
+        attach("xvdc", "nbd:10.0.0.2/table#root"),
+    ];
+    let mut reader = guest
+        .attach_read_only("xvdd", "nbd:10.0.0.2/bob")
+        .connected();
+    disks[0].write(0, &[1; 512]);
+    assert_eq!(["alice", "bob", "table"].map(told), [0, 0, 0]);
+    for crashes in 1..3 {
+        world.crash_after(0, 0);
+        world.restart();
+        world.wait(Duration::from_secs(3));
+        assert_eq!(disks[1].read(0, 1), [1; 512]);
+        assert_eq!(disks[2].read(0, 1), [0; 512]);
+        assert_eq!(reader.read(0, 1), [0; 512]);
+        // Nothing can be lost for the one that only reads.
+        let told = ["alice", "bob", "table"].map(told);
+        assert_eq!(told, [crashes, 0, crashes], "{:#?}", world.journal());
+    }
+    disks.into_iter().for_each(|disk| disk.detach());
+    reader.detach();
+    assert_eq!(held(&world), before);
+    world.no_mistakes();
 }

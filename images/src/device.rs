@@ -93,6 +93,10 @@ pub trait BlockDevice: Send + Sync {
         0
     }
 
+    /// Notes that a frontend that can write goes on with the device, which a boot before this one has served: what it has
+    /// written and not flushed is not known here. A layer tells the devices below.
+    fn resumed(&self) {}
+
     /// Wakes `waker` when the geometry changes next; the caller asks again after each wake-up. A device wakes one
     /// waker, the one that it was given last, and keeps none when it is dropped. Before a caller sleeps, it first calls
     /// this, then looks at the geometry once more.

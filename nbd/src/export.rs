@@ -35,6 +35,8 @@ pub struct Export {
     failure: Once<String>,
     /// True if it is to be let go of.
     leaving: AtomicBool,
+    /// True if a disk that can write to it goes on from a boot before this one. The log says so once.
+    resumed: AtomicBool,
     users: AtomicUsize,
     /// The number of times that a disk has asked for it.
     wanted: AtomicU64,
@@ -62,6 +64,7 @@ impl Export {
             properties: Once::new(),
             failure: Once::new(),
             leaving: AtomicBool::new(false),
+            resumed: AtomicBool::new(false),
             users: AtomicUsize::new(0),
             wanted: AtomicU64::new(0),
             waiting,
@@ -136,6 +139,19 @@ impl Export {
         let lines = self.lines.iter();
         // All of them note it.
         lines.fold(false, |any, line| line.table().lose_unflushed() | any)
+    }
+
+    /// Notes that a disk that can write to it goes on from a boot before this one, which alone knew what was flushed.
+    fn resumed(&self) {
+        if self.resumed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        log::warn!(
+            "{}:{}: it is connected again after a restart of this domain; what guests wrote and did not flush may be lost \
+             if the server was started anew meanwhile",
+            self.scheme,
+            self.shown
+        );
     }
 
     /// Returns the reasons why lines have no connection.
@@ -258,6 +274,10 @@ impl BlockDevice for ExportDevice {
 
     fn identity(&self, _: Sector) -> u32 {
         self.0.properties.identity()
+    }
+
+    fn resumed(&self) {
+        self.0.export.resumed();
     }
 
     fn open_queue<'a>(&'a self, context: &QueueContext) -> OpenQueue<'a> {

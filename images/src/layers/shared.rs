@@ -135,6 +135,10 @@ impl BlockDevice for User {
         self.watcher.device.0.device.identity(sectors)
     }
 
+    fn resumed(&self) {
+        self.watcher.device.0.device.resumed();
+    }
+
     fn on_change(&self, waker: &Waker) {
         self.watcher.watch(waker);
     }

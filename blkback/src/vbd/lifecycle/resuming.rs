@@ -65,6 +65,9 @@ impl<H: Hypervisor> Vbd<'_, H> {
         }
         services.admit_again(self.id, published.needs(services.limits))?;
         self.serve(&published, journals).await?;
+        if !geometry.read_only {
+            self.device.resumed();
+        }
         // Another size is announced next, which may have been told before.
         self.sectors = Sector(record.sectors);
         Ok(())

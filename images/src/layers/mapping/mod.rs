@@ -205,6 +205,11 @@ impl BlockDevice for MappedDevice {
         self.map().identity(sectors) ^ below
     }
 
+    fn resumed(&self) {
+        let below = self.0.below.iter();
+        below.for_each(|below| below.device.device().resumed());
+    }
+
     fn uses_dma(&self) -> bool {
         let mut below = self.0.below.iter();
         below.any(|below| below.device.device().uses_dma())

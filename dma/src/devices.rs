@@ -1,30 +1,13 @@
 //! The devices of one kind that the driver domain has.
 
-use crate::Watch;
+use crate::PassedThrough;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_executor::{Handle, VcpuSpawner, Waiters};
 use bulkhead_xen::{DeviceStops, DmaMemory, Hypervisor};
 use core::cell::RefCell;
+use core::ops::Deref;
 use spin::Mutex;
-
-/// A device that was passed through to this domain.
-pub trait PassedThrough {
-    /// Returns its name: its PCI function without the segment 0000, such as `03:00.0`.
-    fn name(&self) -> &str;
-
-    /// Returns what wakes its task.
-    fn watch(&self) -> &Arc<Watch>;
-
-    /// Asks its task to stop it for good. Does not wait for that: see [`Devices::let_go`].
-    fn leave(&self);
-
-    /// Returns whether its task is to stop it for good.
-    fn is_leaving(&self) -> bool;
-
-    /// Returns whether it was stopped for good.
-    fn has_left(&self) -> bool;
-}
 
 /// The devices of one kind, and what all of them need.
 pub struct Devices<H: Hypervisor, D> {
@@ -36,7 +19,7 @@ pub struct Devices<H: Hypervisor, D> {
     waiting: Arc<Mutex<Waiters>>,
 }
 
-impl<H: Hypervisor, D: PassedThrough> Devices<H, D> {
+impl<H: Hypervisor, D: Deref<Target = PassedThrough>> Devices<H, D> {
     /// Returns an empty list. `handle` is of the vCPU that this is called on, requests are served on `vcpus`, `memory`
     /// has the bus addresses of this domain's memory, and the devices in `stops` are stopped when the domain ends.
     pub fn new(

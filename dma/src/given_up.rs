@@ -42,7 +42,7 @@ impl Refusal {
 /// until it is to be started again. Returns true in the first case.
 pub async fn leaves_before_trial<H: Hypervisor>(
     handle: &Handle<H>,
-    device: &impl PassedThrough,
+    device: &PassedThrough,
     stays: bool,
 ) -> bool {
     let pause = (!stays).then(|| handle.sleep(TRIED_AGAIN));

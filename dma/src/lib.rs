@@ -3,6 +3,7 @@
 //! - [`DmaPages`]: pages that the device reads and writes by bus address: its queues, its lists of pages.
 //! - [`QueueClient`]: one of the queues of guests' rings that share a queue of the device: the device's commands that it
 //!   uses, and its completions.
+//! - [`PassedThrough`]: a device's state, which all vCPUs share.
 //! - [`Devices`]: the devices of one kind, by name.
 //! - [`Watch`]: the signals by which the vCPUs that serve wake the device's task on the first vCPU.
 //! - [`Refusal`]: the reason why a device was given up, and whether it is tried again.
@@ -16,10 +17,12 @@ mod client;
 mod devices;
 mod given_up;
 mod pages;
+mod passed_through;
 mod watch;
 
 pub use client::{Drained, QueueClient};
-pub use devices::{Devices, PassedThrough, short_name};
+pub use devices::{Devices, short_name};
 pub use given_up::{Refusal, leaves_before_trial};
 pub use pages::{DmaPages, NoPages, WORDS};
+pub use passed_through::PassedThrough;
 pub use watch::Watch;

@@ -8,19 +8,18 @@ use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_dma::Watch;
+use bulkhead_dma::PassedThrough;
 use bulkhead_executor::Waiters;
 use bulkhead_xen::{DmaMemory, Instant, Registers};
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::ops::Deref;
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 use spin::{Mutex, Once};
 
 /// A controller.
 pub struct Controller {
-    name: String,
+    device: PassedThrough,
     registers: Arc<dyn Registers>,
-    memory: Arc<dyn DmaMemory>,
-    watch: Arc<Watch>,
     /// The longest time for which interrupts are held back, if the operator has set that (`hold=`).
     hold: Option<Duration>,
     /// Its identify structure, as it was at its first start.
@@ -30,18 +29,18 @@ pub struct Controller {
     namespaces: Mutex<Vec<Arc<Namespace>>>,
     /// The namespaces that cannot be served, and why.
     refused: Mutex<Vec<(NamespaceId, String)>>,
-    /// It works, and its namespaces are known.
-    ready: AtomicBool,
-    /// It is to be stopped for good.
-    leaving: AtomicBool,
-    /// It was stopped for good.
-    left: AtomicBool,
     /// An operator has asked for its state, so its health is to be read anew.
     asked: AtomicBool,
-    failure: Mutex<Option<Arc<str>>>,
     /// Its health, and when that was read.
     smart: Mutex<Option<(SmartLog, Instant)>>,
-    resets: AtomicU32,
+}
+
+impl Deref for Controller {
+    type Target = PassedThrough;
+
+    fn deref(&self) -> &PassedThrough {
+        &self.device
+    }
 }
 
 impl Controller {
@@ -55,43 +54,21 @@ impl Controller {
         hold: Option<Duration>,
     ) -> Controller {
         Controller {
-            name,
+            device: PassedThrough::new(name, memory, waiting),
             registers,
-            memory,
-            watch: Arc::new(Watch::new(waiting)),
             hold,
             data: Once::new(),
             pairs: Once::new(),
             namespaces: Mutex::default(),
             refused: Mutex::default(),
-            ready: AtomicBool::new(false),
-            leaving: AtomicBool::new(false),
-            left: AtomicBool::new(false),
             asked: AtomicBool::new(false),
-            failure: Mutex::default(),
             smart: Mutex::default(),
-            resets: AtomicU32::new(0),
         }
-    }
-
-    /// Returns its name, as targets have it: its PCI function, such as `03:00.0`.
-    pub fn name(&self) -> &str {
-        &self.name
     }
 
     /// Returns its registers.
     pub fn registers(&self) -> &Arc<dyn Registers> {
         &self.registers
-    }
-
-    /// Returns what knows the bus addresses of this domain's memory.
-    pub fn memory(&self) -> &Arc<dyn DmaMemory> {
-        &self.memory
-    }
-
-    /// Returns what wakes its task.
-    pub fn watch(&self) -> &Arc<Watch> {
-        &self.watch
     }
 
     /// Returns the longest time for which interrupts are held back, if the operator has set that.
@@ -163,62 +140,6 @@ impl Controller {
         used.map(|namespace| namespace.id()).collect()
     }
 
-    /// Returns whether its namespaces can be opened.
-    pub fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Acquire) && !self.is_leaving()
-    }
-
-    /// Notes that it works, or does not for the moment.
-    pub fn set_ready(&self, ready: bool) {
-        self.ready.store(ready, Ordering::Release);
-        self.watch.changed();
-    }
-
-    /// Asks its task to stop it for good. Does not wait for that.
-    pub fn leave(&self) {
-        self.leaving.store(true, Ordering::Release);
-        self.watch.call();
-    }
-
-    /// Returns whether it is to be stopped for good.
-    pub fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::Acquire)
-    }
-
-    /// Notes that it was stopped for good.
-    pub fn set_left(&self) {
-        self.left.store(true, Ordering::Release);
-        self.watch.changed();
-    }
-
-    /// Returns whether it was stopped for good.
-    pub fn has_left(&self) -> bool {
-        self.left.load(Ordering::Acquire)
-    }
-
-    /// Returns the reason why it was given up.
-    pub fn failure(&self) -> Option<Arc<str>> {
-        self.failure.lock().clone()
-    }
-
-    /// Gives it up: its namespaces cannot be opened until it [works again](Self::recover).
-    pub fn fail(&self, reason: String) {
-        self.failure.lock().get_or_insert_with(|| reason.into());
-        self.watch.changed();
-    }
-
-    /// Notes that it works again, unless it is to be stopped for good.
-    pub fn recover(&self) {
-        if !self.is_leaving() {
-            *self.failure.lock() = None;
-        }
-    }
-
-    /// Counts a reset, and returns the number of resets so far.
-    pub fn count_reset(&self) -> u32 {
-        self.resets.fetch_add(1, Ordering::Relaxed) + 1
-    }
-
     /// Keeps its health, which was read at the time `now`.
     pub fn set_smart(&self, smart: SmartLog, now: Instant) {
         *self.smart.lock() = Some((smart, now));
@@ -233,13 +154,13 @@ impl Controller {
     /// call.
     pub fn lines(&self, now: Instant) -> Vec<String> {
         self.asked.store(true, Ordering::Release);
-        self.watch.call();
+        self.watch().call();
         let state = match self.failure() {
             Some(reason) => format!("given up: {reason}"),
             None if self.is_ready() => format!("{} queue pair(s)", self.pairs().len()),
             None => "not ready".into(),
         };
-        let name = &self.name;
+        let name = self.name();
         let mut lines = Vec::new();
         if let Some(data) = self.data() {
             let (model, serial, firmware) = (&data.model, &data.serial, &data.firmware);
@@ -260,9 +181,9 @@ impl Controller {
             counts.parts,
             counts.failed,
             counts.doorbells,
-            self.watch.interrupts(),
+            self.watch().interrupts(),
             counts.looks,
-            self.resets.load(Ordering::Relaxed)
+            self.resets()
         ));
         for namespace in self.namespaces() {
             let state = match namespace.failure() {

@@ -8,7 +8,7 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_dma::{Devices, PassedThrough, Watch, short_name};
+use bulkhead_dma::{Devices, short_name};
 use bulkhead_executor::{Handle, VcpuSpawner};
 use bulkhead_xen::{DeviceStops, DmaMemory, Hypervisor};
 use core::cell::RefCell;
@@ -168,27 +168,5 @@ impl<H: Hypervisor> Controllers<H> {
             None => Some(()),
         };
         self.until(unused).await;
-    }
-}
-
-impl PassedThrough for Controller {
-    fn name(&self) -> &str {
-        self.name()
-    }
-
-    fn watch(&self) -> &Arc<Watch> {
-        self.watch()
-    }
-
-    fn leave(&self) {
-        self.leave();
-    }
-
-    fn is_leaving(&self) -> bool {
-        self.is_leaving()
-    }
-
-    fn has_left(&self) -> bool {
-        self.has_left()
     }
 }

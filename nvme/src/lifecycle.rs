@@ -101,7 +101,7 @@ pub(crate) async fn live<H: Hypervisor>(
         Err(reason) => {
             log::error!("nvme:{}: {reason}", controller.name());
             controller.fail(reason);
-            leaves_before_trial(&handle, &*controller, true).await;
+            leaves_before_trial(&handle, &controller, true).await;
             return controller.set_left();
         }
     };

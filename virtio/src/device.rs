@@ -6,71 +6,47 @@ use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_dma::Watch;
+use bulkhead_dma::PassedThrough;
 use bulkhead_executor::Waiters;
 use bulkhead_images::Sector;
 use bulkhead_xen::DmaMemory;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::ops::Deref;
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use core::task::Waker;
 use spin::{Mutex, Once};
 
 /// A device, which is one disk.
 pub struct Device {
-    name: String,
-    memory: Arc<dyn DmaMemory>,
-    watch: Arc<Watch>,
+    device: PassedThrough,
     /// Its configuration at its first start. Its size may have changed since.
     config: Once<DiskConfig>,
     /// Its queues, from its first start on.
     queues: Once<Vec<Mutex<DeviceQueue>>>,
     sectors: AtomicU64,
-    /// It works.
-    ready: AtomicBool,
-    /// It is to be stopped for good.
-    leaving: AtomicBool,
-    /// It was stopped for good.
-    left: AtomicBool,
-    /// The reason why it was given up.
-    failure: Mutex<Option<Arc<str>>>,
-    resets: AtomicU32,
     /// The number of guests' disks that have it open.
     users: AtomicUsize,
     changed: Mutex<Waiters>,
+}
+
+impl Deref for Device {
+    type Target = PassedThrough;
+
+    fn deref(&self) -> &PassedThrough {
+        &self.device
+    }
 }
 
 impl Device {
     /// Returns a device that has not started. `waiting` are the tasks that are woken by every change of its state.
     pub fn new(name: String, memory: Arc<dyn DmaMemory>, waiting: Arc<Mutex<Waiters>>) -> Device {
         Device {
-            name,
-            memory,
-            watch: Arc::new(Watch::new(waiting)),
+            device: PassedThrough::new(name, memory, waiting),
             config: Once::new(),
             queues: Once::new(),
             sectors: AtomicU64::new(0),
-            ready: AtomicBool::new(false),
-            leaving: AtomicBool::new(false),
-            left: AtomicBool::new(false),
-            failure: Mutex::default(),
-            resets: AtomicU32::new(0),
             users: AtomicUsize::new(0),
             changed: Mutex::default(),
         }
-    }
-
-    /// Returns its name, as targets have it: its PCI function, such as `03:00.0`.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Returns what knows the bus addresses of this domain's memory.
-    pub fn memory(&self) -> &Arc<dyn DmaMemory> {
-        &self.memory
-    }
-
-    /// Returns what wakes its task.
-    pub fn watch(&self) -> &Arc<Watch> {
-        &self.watch
     }
 
     /// Returns its configuration at its first start; `None` before that.
@@ -110,62 +86,6 @@ impl Device {
         })
     }
 
-    /// Returns whether it can be opened.
-    pub fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Acquire) && !self.is_leaving()
-    }
-
-    /// Notes that it works, or does not for the moment.
-    pub fn set_ready(&self, ready: bool) {
-        self.ready.store(ready, Ordering::Release);
-        self.watch.changed();
-    }
-
-    /// Asks its task to stop it for good. Does not wait for that.
-    pub fn leave(&self) {
-        self.leaving.store(true, Ordering::Release);
-        self.watch.call();
-    }
-
-    /// Returns whether it is to be stopped for good.
-    pub fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::Acquire)
-    }
-
-    /// Notes that it was stopped for good.
-    pub fn set_left(&self) {
-        self.left.store(true, Ordering::Release);
-        self.watch.changed();
-    }
-
-    /// Returns whether it was stopped for good.
-    pub fn has_left(&self) -> bool {
-        self.left.load(Ordering::Acquire)
-    }
-
-    /// Returns the reason why it was given up.
-    pub fn failure(&self) -> Option<Arc<str>> {
-        self.failure.lock().clone()
-    }
-
-    /// Gives it up: it cannot be opened until it [works again](Self::recover).
-    pub fn fail(&self, reason: String) {
-        self.failure.lock().get_or_insert_with(|| reason.into());
-        self.watch.changed();
-    }
-
-    /// Notes that it works again, unless it is to be stopped for good.
-    pub fn recover(&self) {
-        if !self.is_leaving() {
-            *self.failure.lock() = None;
-        }
-    }
-
-    /// Counts a reset.
-    pub fn count_reset(&self) {
-        self.resets.fetch_add(1, Ordering::Relaxed);
-    }
-
     /// Returns the number of its users.
     pub fn users(&self) -> usize {
         self.users.load(Ordering::Acquire)
@@ -182,7 +102,7 @@ impl Device {
         self.changed.lock().forget(number);
         self.users.fetch_sub(1, Ordering::AcqRel);
         // Wakes the tasks that wait for the device to be unused.
-        self.watch.changed();
+        self.watch().changed();
     }
 
     /// Wakes a user when the size changes next.
@@ -192,7 +112,7 @@ impl Device {
 
     /// Returns lines about it for the operator.
     pub fn lines(&self) -> Vec<String> {
-        let name = &self.name;
+        let name = self.name();
         let state = match self.failure() {
             Some(reason) => format!("given up: {reason}"),
             None if !self.is_ready() => "not ready".into(),
@@ -219,8 +139,8 @@ impl Device {
             counts.requests,
             counts.failed,
             counts.notifications,
-            self.watch.interrupts(),
-            self.resets.load(Ordering::Relaxed)
+            self.watch().interrupts(),
+            self.resets()
         ));
         lines
     }

@@ -7,7 +7,7 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_dma::{PassedThrough, Watch, short_name};
+use bulkhead_dma::short_name;
 use bulkhead_executor::{Handle, VcpuSpawner};
 use bulkhead_pci::{Departure, Driver, Function, PciHost};
 use bulkhead_xen::{DeviceStops, DmaMemory};
@@ -64,28 +64,6 @@ impl<H: PciHost> Devices<H> {
     pub fn lines(&self) -> Vec<String> {
         let all = self.list();
         all.iter().flat_map(|device| device.lines()).collect()
-    }
-}
-
-impl PassedThrough for Device {
-    fn name(&self) -> &str {
-        self.name()
-    }
-
-    fn watch(&self) -> &Arc<Watch> {
-        self.watch()
-    }
-
-    fn leave(&self) {
-        self.leave();
-    }
-
-    fn is_leaving(&self) -> bool {
-        self.is_leaving()
-    }
-
-    fn has_left(&self) -> bool {
-        self.has_left()
     }
 }
 

@@ -105,7 +105,7 @@ pub async fn live<H: PciHost>(
             device.name()
         );
         device.fail(reason);
-        if leaves_before_trial(devices.handle(), &*device, stays).await {
+        if leaves_before_trial(devices.handle(), &device, stays).await {
             return;
         }
     };

@@ -16,7 +16,7 @@ impl<H: Hypervisor> ControllerTask<'_, H> {
         self.controller.fail(reason);
         self.fail_requests();
         loop {
-            if leaves_before_trial(&self.handle, &*self.controller, stays).await {
+            if leaves_before_trial(&self.handle, &self.controller, stays).await {
                 return false;
             }
             if registers::status(&**self.controller.registers()).is_gone() {

@@ -14,7 +14,7 @@ impl<H: PciHost> DeviceTask<'_, H> {
         self.device.fail(reason);
         self.fail_requests();
         loop {
-            if leaves_before_trial(self.devices.handle(), &*self.device, stays).await {
+            if leaves_before_trial(self.devices.handle(), &self.device, stays).await {
                 return false;
             }
             if self.transport.state().is_gone() {

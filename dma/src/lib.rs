@@ -4,6 +4,7 @@
 //! - [`QueueClient`]: one of the queues of guests' rings that share a queue of the device: the device's commands that it
 //!   uses, and its completions.
 //! - [`PassedThrough`]: a device's state, which all vCPUs share.
+//! - [`DeviceQueueState`]: the state of a queue of the device.
 //! - [`Devices`]: the devices of one kind, by name.
 //! - [`Watch`]: the signals by which the vCPUs that serve wake the device's task on the first vCPU.
 //! - [`Refusal`]: the reason why a device was given up, and whether it is tried again.
@@ -16,6 +17,7 @@ extern crate alloc;
 mod client;
 mod devices;
 mod given_up;
+mod hardware_queue;
 mod pages;
 mod passed_through;
 mod watch;
@@ -23,6 +25,7 @@ mod watch;
 pub use client::{Drained, QueueClient};
 pub use devices::{Devices, short_name};
 pub use given_up::{Refusal, leaves_before_trial};
+pub use hardware_queue::DeviceQueueState;
 pub use pages::{DmaPages, NoPages, WORDS};
 pub use passed_through::PassedThrough;
 pub use watch::Watch;

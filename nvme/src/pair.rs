@@ -16,16 +16,12 @@ use crate::slots::{CommandSlots, Owner};
 use crate::splits::{Action, Blocks, Splits};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_dma::NoPages;
-use bulkhead_dma::QueueClient;
-use bulkhead_dma::Watch;
+use bulkhead_dma::{DeviceQueueState, NoPages, QueueClient, Watch};
 use bulkhead_grant::OutOfMemory;
 use bulkhead_images::{IoError, IoSegment, Submitted, Tag};
 use bulkhead_xen::{DmaMemory, Registers};
 use core::sync::atomic::Ordering;
 use core::task::{Context, Poll};
-
-pub use control::QueuePairState;
 
 /// The number of times that a command is sent again which has failed and may be retried, or which a reset has
 /// interrupted.
@@ -51,7 +47,7 @@ pub struct QueuePair {
     queue: QueueId,
     registers: Arc<dyn Registers>,
     watch: Arc<Watch>,
-    state: QueuePairState,
+    state: DeviceQueueState,
     rings: Rings,
     lists: PrpLists,
     slots: CommandSlots,
@@ -81,7 +77,7 @@ impl QueuePair {
             queue,
             registers,
             watch,
-            state: QueuePairState::Quiet,
+            state: DeviceQueueState::Quiet,
             rings: Rings::new(memory)?,
             lists: PrpLists::new(memory, SUBMISSIONS - 1, most_bytes)?,
             slots: CommandSlots::new(SUBMISSIONS - 1)?,
@@ -166,11 +162,11 @@ impl QueuePair {
     #[inline]
     fn cannot_take(&mut self, number: usize) -> Option<Submitted> {
         match self.state {
-            QueuePairState::Running => {}
-            QueuePairState::Dead | QueuePairState::Stuck => {
+            DeviceQueueState::Running => {}
+            DeviceQueueState::Dead | DeviceQueueState::Stuck => {
                 return Some(Submitted::Done(Err(IoError::Medium)));
             }
-            QueuePairState::Stopped | QueuePairState::Quiet | QueuePairState::Broken => {
+            DeviceQueueState::Stopped | DeviceQueueState::Quiet | DeviceQueueState::Broken => {
                 return Some(self.busy(number));
             }
         }
@@ -214,7 +210,7 @@ impl QueuePair {
     /// Rings the doorbell for the commands that were put into the submission queue.
     #[inline]
     pub fn submit(&mut self) {
-        if self.state == QueuePairState::Running {
+        if self.state == DeviceQueueState::Running {
             self.rings.submit(&*self.registers);
         }
     }
@@ -224,7 +220,7 @@ impl QueuePair {
     /// enough of them, or by the next [`look`](Self::look), which follows since each completion raises an interrupt.
     #[inline]
     pub fn collect(&mut self) -> bool {
-        if self.state != QueuePairState::Running {
+        if self.state != DeviceQueueState::Running {
             return false;
         }
         let mut any = false;
@@ -259,7 +255,7 @@ impl QueuePair {
             // A controller may raise no interrupt while completions have not been acknowledged (the IS bit of MSI,
             // section 3.5.1 of the PCIe Transport specification): those that it wrote before the doorbell was rung are
             // looked for once more.
-            if self.state != QueuePairState::Running
+            if self.state != DeviceQueueState::Running
                 || !self.rings.acknowledge(&*self.registers, true)
             {
                 return;

@@ -13,14 +13,12 @@ use crate::slots::{Chain, Request, RequestSlot, RequestSlots, SectorRange, indir
 use crate::transport::{Doorbell, Transport};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_dma::{NoPages, QueueClient, Watch};
+use bulkhead_dma::{DeviceQueueState, NoPages, QueueClient, Watch};
 use bulkhead_grant::OutOfMemory;
 use bulkhead_images::{IoError, IoSegment, Submitted, Tag};
 use bulkhead_xen::DmaMemory;
 use core::sync::atomic::Ordering;
 use core::task::{Context, Poll};
-
-pub use control::DeviceQueueState;
 
 /// The most descriptors of a chain without an indirect table: the header, the status, and eight segments.
 const DIRECT: usize = 10;

@@ -4,7 +4,6 @@ mod given_up;
 mod starting;
 
 use crate::device::Device;
-use crate::device_queue::DeviceQueueState;
 use crate::devices::Devices;
 use crate::disk_config::DiskConfig;
 use crate::error::StartError;
@@ -13,7 +12,7 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_dma::{Refusal, leaves_before_trial};
+use bulkhead_dma::{DeviceQueueState, Refusal, leaves_before_trial};
 use bulkhead_executor::{RateLimit, Task};
 use bulkhead_pci::{Delivery, Function, Interrupt, OperationError, PciHost, Vectors};
 use bulkhead_xen::{Instant, StopRegistration};

@@ -2,9 +2,8 @@
 //! again.
 
 use super::ControllerTask;
-use crate::pair::QueuePairState;
 use crate::registers;
-use bulkhead_dma::{Refusal, leaves_before_trial};
+use bulkhead_dma::{DeviceQueueState, Refusal, leaves_before_trial};
 use bulkhead_xen::Hypervisor;
 
 impl<H: Hypervisor> ControllerTask<'_, H> {
@@ -51,7 +50,7 @@ impl<H: Hypervisor> ControllerTask<'_, H> {
         for pair in self.controller.pairs() {
             let mut pair = pair.lock();
             match pair.state() {
-                QueuePairState::Quiet => pair.die(),
+                DeviceQueueState::Quiet => pair.die(),
                 _ => pair.set_stuck(),
             }
         }

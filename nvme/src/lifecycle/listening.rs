@@ -3,9 +3,9 @@
 use super::{ControllerTask, End, seconds};
 use crate::admin::AdminError;
 use crate::command::{Command, EventKind, PAGE, SmartLog, admin};
-use crate::pair::QueuePairState;
 use alloc::format;
 use alloc::string::ToString;
+use bulkhead_dma::DeviceQueueState;
 use bulkhead_xen::Hypervisor;
 use log::Level;
 
@@ -24,7 +24,7 @@ impl<H: Hypervisor> ControllerTask<'_, H> {
                 let mut pair = self.controller.pairs()[index].lock();
                 // Completions whose interrupt was lost are found here.
                 pair.look();
-                if pair.state() == QueuePairState::Broken {
+                if pair.state() == DeviceQueueState::Broken {
                     return Err(End::Fails("it does not keep to the protocol".to_string()));
                 }
                 (pair.queue(), pair.late(now, COMMAND_TICKS, ABORT_TICKS))

@@ -5,25 +5,9 @@ use crate::command::{CommandId, Completion, NamespaceId, QueueId, Status};
 use crate::slots::Owner;
 use crate::splits;
 use alloc::vec::Vec;
+use bulkhead_dma::DeviceQueueState;
 use bulkhead_images::{IoError, Tag};
 use core::task::{Context, Poll};
-
-/// The state of a queue pair.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QueuePairState {
-    /// The controller works on its commands.
-    Running,
-    /// The controller has completed a command that it does not have. It may still access the commands' memory.
-    Broken,
-    /// The controller is being stopped. It may still access the commands' memory.
-    Stopped,
-    /// The controller has stopped, and accesses no memory. Its commands are sent again when it runs again.
-    Quiet,
-    /// The controller was given up, and accesses no memory.
-    Dead,
-    /// The controller was given up, and may still access the commands' memory.
-    Stuck,
-}
 
 /// The commands of a queue pair that take too long.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -44,7 +28,7 @@ impl QueuePair {
     }
 
     /// Returns its state.
-    pub fn state(&self) -> QueuePairState {
+    pub fn state(&self) -> DeviceQueueState {
         self.state
     }
 
@@ -82,7 +66,7 @@ impl QueuePair {
             self.queue,
             completion.id().0
         );
-        self.state = QueuePairState::Broken;
+        self.state = DeviceQueueState::Broken;
         self.watch.call();
     }
 
@@ -115,7 +99,7 @@ impl QueuePair {
     #[cold]
     pub(super) fn pass_on(&mut self) {
         self.waiting_clients -= 1;
-        if self.state == QueuePairState::Running {
+        if self.state == DeviceQueueState::Running {
             self.use_free_slots();
             self.submit();
         }
@@ -140,7 +124,7 @@ impl QueuePair {
     /// Uses the queues, which the controller knows now, at the time `now` in seconds. All commands that it had before
     /// are sent again, except those that were sent too often, and those of cancelled requests.
     pub fn resume(&mut self, now: u32) {
-        self.state = QueuePairState::Running;
+        self.state = DeviceQueueState::Running;
         self.now = now;
         for number in 0..self.slots.len() {
             let slot = self.slots.get(number);
@@ -173,12 +157,12 @@ impl QueuePair {
 
     /// Stops using the queues, because the controller is about to be stopped.
     pub fn stop(&mut self) {
-        self.state = QueuePairState::Stopped;
+        self.state = DeviceQueueState::Stopped;
     }
 
     /// Notes that the controller has stopped: it accesses no memory any more. Commands of cancelled requests end.
     pub fn quiet(&mut self) {
-        self.state = QueuePairState::Quiet;
+        self.state = DeviceQueueState::Quiet;
         self.rings.released();
         self.lists.set_in_use(false);
         self.end_unwanted();
@@ -214,7 +198,7 @@ impl QueuePair {
 
     /// Gives up on a controller that [has stopped](Self::quiet): all requests fail.
     pub fn die(&mut self) {
-        self.state = QueuePairState::Dead;
+        self.state = DeviceQueueState::Dead;
         for number in 0..splits::MOST as u8 {
             if self.splits.get(number).is_used() {
                 self.splits.get(number).outcome = Err(IoError::Medium);
@@ -232,7 +216,7 @@ impl QueuePair {
     /// Gives up on a controller that may still access memory: requests that it has do not complete any more, and new
     /// ones fail.
     pub fn set_stuck(&mut self) {
-        self.state = QueuePairState::Stuck;
+        self.state = DeviceQueueState::Stuck;
         self.tell_all();
     }
 
@@ -256,7 +240,7 @@ impl QueuePair {
     pub fn late(&mut self, now: u32, limit: u32, grace: u32) -> Late {
         self.now = now;
         let mut late = Late::default();
-        if self.state != QueuePairState::Running {
+        if self.state != DeviceQueueState::Running {
             return late;
         }
         for slot in self.slots.used() {
@@ -278,7 +262,7 @@ impl QueuePair {
     /// Cancels the requests of a client with that tag, or all of them.
     pub fn cancel(&mut self, number: usize, tag: Option<Tag>) {
         let mut any = self.give_up(number, tag);
-        if self.state == QueuePairState::Quiet {
+        if self.state == DeviceQueueState::Quiet {
             self.end_unwanted();
             any = false;
         }

@@ -1,9 +1,10 @@
 //! Requests that take several commands.
 
-use super::{QueuePair, QueuePairState, forget, transfer};
+use super::{QueuePair, forget, transfer};
 use crate::prp::{Part, Run, run};
 use crate::slots::Owner;
 use crate::splits::{Action, Blocks};
+use bulkhead_dma::DeviceQueueState;
 use bulkhead_images::{IoError, IoSegment, Submitted, Tag};
 
 impl QueuePair {
@@ -50,7 +51,7 @@ impl QueuePair {
         loop {
             let split = self.splits.get(number);
             let client = usize::from(split.client);
-            if !split.has_more() || self.state != QueuePairState::Running {
+            if !split.has_more() || self.state != DeviceQueueState::Running {
                 return;
             }
             // Deallocating and clearing may take long: the controller gets one such command of a request at a time.

@@ -3,28 +3,12 @@
 use super::{DeviceQueue, DeviceQueueCounts};
 use crate::ring::Ring;
 use crate::transport::Doorbell;
+use bulkhead_dma::DeviceQueueState;
 use bulkhead_images::{IoError, Tag};
 use core::task::{Context, Poll};
 
 /// The number of times that a request is asked again because the device was reset.
 const MOST_RETRIES: u8 = 3;
-
-/// The state of a queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceQueueState {
-    /// The device works on its requests.
-    Running,
-    /// The device has broken the protocol. It may still access the requests' memory.
-    Broken,
-    /// The device is being reset. It may still access the requests' memory.
-    Stopped,
-    /// The device has been reset, and accesses no memory. Its requests are asked again when it runs again.
-    Quiet,
-    /// The device was given up, and accesses no memory.
-    Dead,
-    /// The device was given up, and may still access the requests' memory.
-    Stuck,
-}
 
 impl DeviceQueue {
     /// Returns its number.

@@ -1,8 +1,7 @@
 //! A device that was given up: all requests to it fail. It is started again every minute, unless that would fail again.
 
 use super::DeviceTask;
-use crate::device_queue::DeviceQueueState;
-use bulkhead_dma::{Refusal, leaves_before_trial};
+use bulkhead_dma::{DeviceQueueState, Refusal, leaves_before_trial};
 use bulkhead_pci::PciHost;
 
 impl<H: PciHost> DeviceTask<'_, H> {

@@ -1,6 +1,6 @@
 //! Devices that were given up: everything on them fails, and they are tried again, unless nothing can come of that.
 
-use crate::PassedThrough;
+use crate::{DriverTask, PassedThrough, StartFailure};
 use alloc::string::String;
 use bulkhead_executor::Handle;
 use bulkhead_xen::Hypervisor;
@@ -9,6 +9,7 @@ use core::pin::pin;
 use core::task::Poll;
 use core::time::Duration;
 use futures_util::future::OptionFuture;
+use log::Level;
 
 /// The pause before a device that was given up is started again. The log names it ([`Refusal::retry_note`]).
 const TRIED_AGAIN: Duration = Duration::from_secs(60);
@@ -24,7 +25,7 @@ pub struct Refusal {
 
 impl Refusal {
     /// Returns a reason that may pass.
-    pub fn for_now(reason: String) -> Refusal {
+    pub(crate) fn for_now(reason: String) -> Refusal {
         let stays = false;
         Refusal { reason, stays }
     }
@@ -58,4 +59,44 @@ pub async fn leaves_before_trial<H: Hypervisor>(
         }
     })
     .await
+}
+
+/// Gives a device up: all requests to it fail from now on. It is started again every minute, if that may help. Returns
+/// true once it works again, and false when it is to be stopped for good.
+pub(crate) async fn give_up<T: DriverTask + ?Sized>(task: &mut T, refusal: Refusal) -> bool {
+    let (again, Refusal { reason, mut stays }) = (refusal.retry_note(), refusal);
+    task.log(
+        Level::Error,
+        format_args!("it is given up: {reason}{again}"),
+    );
+    task.device().fail(reason);
+    task.fail_requests();
+    loop {
+        if leaves_before_trial(task.handle(), task.device(), stays).await {
+            return false;
+        }
+        if task.is_gone() {
+            continue;
+        }
+        // Requests whose memory it could still access have not failed yet; they do once it has stopped.
+        let stopped = task.halt().await;
+        task.fail_requests();
+        if !stopped {
+            continue;
+        }
+        match task.try_start().await {
+            Ok(()) => {
+                task.log(Level::Warn, format_args!("it works again"));
+                task.device().recover();
+                task.device().set_ready(true);
+                return true;
+            }
+            Err(error) => {
+                task.log(Level::Debug, format_args!("it does not start: {error}"));
+                stays = error.stays();
+                task.halt().await;
+                task.fail_requests();
+            }
+        }
+    }
 }

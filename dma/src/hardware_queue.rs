@@ -1,4 +1,4 @@
-//! A queue of a device: its state, as it is in all drivers.
+//! A queue of a device: its state, and what the device's task does with it, as they are in all drivers.
 
 /// The state of a queue of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,4 +15,26 @@ pub enum DeviceQueueState {
     Dead,
     /// The device was given up, and may still access the commands' memory.
     Stuck,
+}
+
+/// A queue of a device, as the device's task starts, stops and checks it.
+pub trait HardwareQueue {
+    /// Returns its state.
+    fn state(&self) -> DeviceQueueState;
+
+    /// Returns whether the device has a command that was found to take too long.
+    fn has_late(&mut self) -> bool;
+
+    /// Stops using the queue, because the device is about to be stopped.
+    fn stop(&mut self);
+
+    /// Notes that the device has stopped: it accesses no memory any more. Commands of cancelled requests end.
+    fn quiet(&mut self);
+
+    /// Gives up on a device that [has stopped](Self::quiet): all requests fail.
+    fn die(&mut self);
+
+    /// Gives up on a device that may still access memory: requests that it has do not complete any more, and new ones
+    /// fail.
+    fn set_stuck(&mut self);
 }

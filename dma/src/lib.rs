@@ -4,7 +4,8 @@
 //! - [`QueueClient`]: one of the queues of guests' rings that share a queue of the device: the device's commands that it
 //!   uses, and its completions.
 //! - [`PassedThrough`]: a device's state, which all vCPUs share.
-//! - [`DeviceQueueState`]: the state of a queue of the device.
+//! - [`HardwareQueue`]: a queue of the device, as its task starts and stops it.
+//! - [`DriverTask`]: the device's task: starts it, resets it when it fails, and stops it.
 //! - [`Devices`]: the devices of one kind, by name.
 //! - [`Watch`]: the signals by which the vCPUs that serve wake the device's task on the first vCPU.
 //! - [`Refusal`]: the reason why a device was given up, and whether it is tried again.
@@ -18,6 +19,7 @@ mod client;
 mod devices;
 mod given_up;
 mod hardware_queue;
+mod lifecycle;
 mod pages;
 mod passed_through;
 mod watch;
@@ -25,7 +27,8 @@ mod watch;
 pub use client::{Drained, QueueClient};
 pub use devices::{Devices, short_name};
 pub use given_up::{Refusal, leaves_before_trial};
-pub use hardware_queue::DeviceQueueState;
+pub use hardware_queue::{DeviceQueueState, HardwareQueue};
+pub use lifecycle::{DriverTask, StartFailure};
 pub use pages::{DmaPages, NoPages, WORDS};
 pub use passed_through::PassedThrough;
 pub use watch::Watch;

@@ -6,6 +6,7 @@ use crate::function::ControllerVectors;
 use crate::registers::{self, Capabilities};
 use crate::rings::Rings;
 use alloc::collections::VecDeque;
+use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_dma::{DmaPages, NoPages};
@@ -83,6 +84,12 @@ impl fmt::Display for AdminError {
 }
 
 impl core::error::Error for AdminError {}
+
+impl From<AdminError> for String {
+    fn from(error: AdminError) -> String {
+        error.to_string()
+    }
+}
 
 /// The admin queue.
 pub struct Admin<H: Hypervisor> {

@@ -1,20 +1,20 @@
-//! The task of a controller: starts it, listens to it, resets it when it fails, and stops it.
+//! The task of a controller: starts it, listens to it, and stops it. When it is reset and given up is in [`DriverTask`].
 
 mod finding;
-mod given_up;
 mod listening;
 mod starting;
 
-use crate::admin::{Admin, AdminError};
+use crate::admin::Admin;
 use crate::controller::Controller;
 use crate::function::ControllerFunction;
 use crate::listener::Listeners;
+use crate::pair::QueuePair;
 use crate::registers;
 use crate::stop::Stop;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
-use bulkhead_dma::{Refusal, leaves_before_trial};
+use bulkhead_dma::{DriverTask, PassedThrough, leaves_before_trial};
 use bulkhead_executor::{Handle, RateLimit, VcpuSpawner};
 use bulkhead_xen::{DeviceStops, Hypervisor, Instant};
 use core::fmt;
@@ -24,20 +24,13 @@ use core::task::Poll;
 use core::time::Duration;
 use futures_util::future::OptionFuture;
 use log::Level;
+use spin::Mutex;
+use starting::StartError;
 
 /// The pause between two checks of the commands that the controller has.
 const TICK: Duration = Duration::from_secs(1);
 /// The same if the controller has no interrupt: completions are found by these checks then.
 const POLL: Duration = Duration::from_millis(1);
-
-/// The number of attempts to start a controller before it is given up, and the pause before the second one; it doubles.
-const STARTS: u32 = 4;
-const START_AGAIN: Duration = Duration::from_secs(1);
-
-/// A controller that works for [`RECOVERED`] after a reset has recovered. One that has not recovered is given up when
-/// it fails after [`RESETS`] resets. Resets for commands that take too long do not count.
-const RECOVERED: Duration = Duration::from_secs(600);
-const RESETS: u32 = 5;
 
 /// The time that a controller may take to write its cache to the medium when it is shut down.
 const SHUTS_DOWN: Duration = Duration::from_secs(10);
@@ -51,20 +44,6 @@ const EVENTS_AT_ONCE: usize = 8;
 
 /// The limit on lines in the log that a controller causes by itself: 16 at once, and one more each minute.
 const LINES: RateLimit = RateLimit::new(16, Duration::from_secs(60));
-
-/// The reason why serving a controller ends.
-enum End {
-    /// It is to be stopped for good.
-    Leaves,
-    /// It has failed, and is to be reset.
-    Fails(String),
-}
-
-impl From<AdminError> for End {
-    fn from(error: AdminError) -> Self {
-        End::Fails(error.to_string())
-    }
-}
 
 /// A controller, with the state that its task alone uses.
 pub(crate) struct ControllerTask<'c, H: Hypervisor> {
@@ -143,85 +122,98 @@ impl<H: Hypervisor> ControllerTask<'_, H> {
         log::log!(level, "nvme:{}{line}", self.name());
     }
 
-    /// Starts and serves the controller, and resets it when it fails. Returns when it is to be stopped for good.
-    async fn run(&mut self) {
-        let mut resets = 0;
-        let mut begun = self.begin().await;
-        loop {
-            if let Err(refusal) = begun
-                && !self.give_up(refusal).await
-            {
-                return;
-            }
-            let since = self.handle.now();
-            let reason = match self.serve().await {
-                End::Leaves => return,
-                End::Fails(reason) => reason,
-            };
-            log::error!("nvme:{}: {reason}: it is reset", self.name());
-            self.controller.set_ready(false);
-            self.controller.count_reset();
-            if self.handle.now().since(since) >= RECOVERED {
-                resets = 0;
-            }
-            // A reset because of commands that take too long counts only against these, each of which fails at its
-            // second reset: otherwise a guest could have the controller given up for all others.
-            let mut pairs = self.controller.pairs().iter();
-            if !pairs.any(|pair| pair.lock().has_late()) {
-                resets += 1;
-            }
-            begun = match self.halt().await && resets <= RESETS {
-                true => self.begin().await,
-                false => Err(Refusal::for_now(reason)),
-            };
+    fn pause(&self) -> Duration {
+        match self.admin.is_interrupted() {
+            true => TICK,
+            false => POLL,
         }
     }
 
-    /// Starts the controller, in up to [`STARTS`] attempts. The error is the reason for which it is to be given up.
-    async fn begin(&mut self) -> Result<(), Refusal> {
-        let mut pause = START_AGAIN;
-        let mut attempt = 1;
-        loop {
-            let error = match self.start().await {
-                Ok(()) => {
-                    self.controller.set_ready(true);
-                    return Ok(());
-                }
-                Err(error) => error,
-            };
-            let stopped = self.halt().await;
-            if attempt == STARTS || !stopped || error.is_final() || self.controller.is_leaving() {
-                return Err(Refusal {
-                    reason: error.to_string(),
-                    stays: error.stays(),
-                });
+    fn is_idle(&self) -> bool {
+        self.controller
+            .pairs()
+            .iter()
+            .all(|pair| pair.lock().is_idle())
+    }
+
+    /// Shuts the controller down, so that it writes its cache to the medium, and stops it. Returns whether it accesses
+    /// no memory any more.
+    async fn stop(&mut self) -> bool {
+        let registers = self.controller.registers().clone();
+        self.controller.set_ready(false);
+        let status = registers::status(&*registers);
+        if status.is_ready() && !status.is_gone() && !status.is_fatal() {
+            registers::shut_down(&*registers);
+            let over =
+                |status: registers::ControllerStatus| status.is_gone() || status.is_shut_down();
+            if !self.until(SHUTS_DOWN, over).await {
+                log::warn!(
+                    "nvme:{}: it does not say that it has shut down",
+                    self.name()
+                );
             }
-            log::warn!(
-                "nvme:{}: it does not start: {error}; it is tried again",
-                self.name()
-            );
+        }
+        let halted = self.halt().await;
+        self.fail_requests();
+        if halted && let Err(error) = self.forbid_memory().await {
+            log::debug!("nvme:{}: {error}", self.name());
+        }
+        halted
+    }
+
+    /// Polls the controller's status until it is as wanted. Returns false if that takes longer than `timeout`.
+    async fn until(
+        &self,
+        timeout: Duration,
+        wanted: impl Fn(registers::ControllerStatus) -> bool,
+    ) -> bool {
+        let deadline = self.handle.now() + timeout;
+        let mut pause = FIRST_LOOK;
+        loop {
+            if wanted(registers::status(&**self.controller.registers())) {
+                return true;
+            }
+            if self.handle.now() >= deadline {
+                return false;
+            }
             self.handle.sleep(pause).await;
-            attempt += 1;
-            pause *= 2;
+            pause = (pause * 2).min(LAST_LOOK);
         }
     }
+}
 
-    /// Serves the controller for as long as it works.
-    async fn serve(&mut self) -> End {
-        loop {
-            if self.controller.is_leaving() {
-                return End::Leaves;
-            }
-            if let Err(end) = self.attend().await {
-                return end;
-            }
-            self.something_happens().await;
-        }
+impl<H: Hypervisor> DriverTask for ControllerTask<'_, H> {
+    type Hypervisor = H;
+    type Queue = QueuePair;
+    type StartError = StartError;
+
+    const KIND: &'static str = "nvme";
+    const LOG_TARGET: &'static str = module_path!();
+    const DOES_NOT_STOP: &'static str = "it does not stop";
+
+    fn handle(&self) -> &Handle<H> {
+        &self.handle
+    }
+
+    fn device(&self) -> &PassedThrough {
+        &self.controller
+    }
+
+    fn queues(&self) -> &[Mutex<QueuePair>] {
+        self.controller.pairs()
+    }
+
+    fn is_gone(&self) -> bool {
+        registers::status(&**self.controller.registers()).is_gone()
+    }
+
+    async fn try_start(&mut self) -> Result<(), StartError> {
+        self.start().await
     }
 
     /// Handles the controller's events, checks its commands if that is due, and does what queues or the operator have
     /// asked for.
-    async fn attend(&mut self) -> Result<(), End> {
+    async fn attend(&mut self) -> Result<(), String> {
         let called = self.controller.watch().take_call();
         let mut events = 0;
         while let Some(event) = self.admin.next_event()? {
@@ -268,20 +260,6 @@ impl<H: Hypervisor> ControllerTask<'_, H> {
         Ok(())
     }
 
-    fn pause(&self) -> Duration {
-        match self.admin.is_interrupted() {
-            true => TICK,
-            false => POLL,
-        }
-    }
-
-    fn is_idle(&self) -> bool {
-        self.controller
-            .pairs()
-            .iter()
-            .all(|pair| pair.lock().is_idle())
-    }
-
     /// Waits for an interrupt of the controller, a call of a queue pair, or the next check that is due.
     async fn something_happens(&self) {
         let due = [self.tick, self.look_again].into_iter().flatten().min();
@@ -303,88 +281,22 @@ impl<H: Hypervisor> ControllerTask<'_, H> {
         .await;
     }
 
-    /// Stops the controller without a shutdown. Returns whether it accesses no memory any more.
-    async fn halt(&mut self) -> bool {
-        for pair in self.controller.pairs() {
-            pair.lock().stop();
-        }
+    /// Stops the controller without a shutdown.
+    async fn reset(&mut self) -> bool {
         self.tick = None;
         let registers = self.controller.registers().clone();
         registers::disable(&*registers);
         let timeout = registers::capabilities(&*registers).map_or(TICK, |it| it.timeout());
-        let mut stopped = self
-            .until(timeout, |status| status.is_gone() || !status.is_ready())
-            .await;
-        let gone = registers::status(&*registers).is_gone();
-        if !stopped || gone {
-            // Without bus mastering it cannot access memory, whether or not it still answers.
-            match self.function.set_bus_mastering(false).await {
-                Ok(()) => stopped = true,
-                Err(error) => log::warn!("nvme:{}: {error}", self.name()),
-            }
-        }
-        if !stopped {
-            log::error!(
-                "nvme:{}: it does not stop: memory that it may access stays as it is",
-                self.name()
-            );
-            return false;
-        }
+        self.until(timeout, |status| status.is_gone() || !status.is_ready())
+            .await
+    }
+
+    async fn forbid_memory(&self) -> Result<(), String> {
+        self.function.set_bus_mastering(false).await
+    }
+
+    fn released(&mut self) {
         self.admin.released();
-        for pair in self.controller.pairs() {
-            pair.lock().quiet();
-        }
-        true
-    }
-
-    /// Shuts the controller down, so that it writes its cache to the medium, and stops it. Returns whether it accesses
-    /// no memory any more.
-    async fn stop(&mut self) -> bool {
-        let registers = self.controller.registers().clone();
-        self.controller.set_ready(false);
-        let status = registers::status(&*registers);
-        if status.is_ready() && !status.is_gone() && !status.is_fatal() {
-            registers::shut_down(&*registers);
-            let over =
-                |status: registers::ControllerStatus| status.is_gone() || status.is_shut_down();
-            if !self.until(SHUTS_DOWN, over).await {
-                log::warn!(
-                    "nvme:{}: it does not say that it has shut down",
-                    self.name()
-                );
-            }
-        }
-        let halted = self.halt().await;
-        for pair in self.controller.pairs() {
-            match halted {
-                true => pair.lock().die(),
-                false => pair.lock().set_stuck(),
-            }
-        }
-        if halted && let Err(error) = self.function.set_bus_mastering(false).await {
-            log::debug!("nvme:{}: {error}", self.name());
-        }
-        halted
-    }
-
-    /// Polls the controller's status until it is as wanted. Returns false if that takes longer than `timeout`.
-    async fn until(
-        &self,
-        timeout: Duration,
-        wanted: impl Fn(registers::ControllerStatus) -> bool,
-    ) -> bool {
-        let deadline = self.handle.now() + timeout;
-        let mut pause = FIRST_LOOK;
-        loop {
-            if wanted(registers::status(&**self.controller.registers())) {
-                return true;
-            }
-            if self.handle.now() >= deadline {
-                return false;
-            }
-            self.handle.sleep(pause).await;
-            pause = (pause * 2).min(LAST_LOOK);
-        }
     }
 }
 

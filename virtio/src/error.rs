@@ -1,7 +1,7 @@
 //! The reasons why a device does not start, or cannot be used any more.
 
 use alloc::string::String;
-use bulkhead_dma::NoPages;
+use bulkhead_dma::{NoPages, StartFailure};
 use bulkhead_pci::{OperationError, PciError};
 use bulkhead_xen::{Errno, TooManyDevices};
 use core::fmt;
@@ -38,17 +38,15 @@ pub enum StartError {
     Ending,
 }
 
-impl StartError {
-    /// Returns whether it is of no use to try again at once.
-    pub fn is_final(&self) -> bool {
+impl StartFailure for StartError {
+    fn is_final(&self) -> bool {
         !matches!(
             self,
             Self::Stays | Self::FeaturesRefused | Self::Restless | Self::Pci(_)
         )
     }
 
-    /// Returns whether it is of no use to try again later, either.
-    pub fn stays(&self) -> bool {
+    fn stays(&self) -> bool {
         self.is_final() && !matches!(self, Self::Gone | Self::Pages(_))
     }
 }

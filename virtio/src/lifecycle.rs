@@ -1,9 +1,9 @@
-//! The task of a device: starts it, listens to it, resets it when it fails, and stops it.
+//! The task of a device: starts it, listens to it, and stops it. When it is reset and given up is in [`DriverTask`].
 
-mod given_up;
 mod starting;
 
 use crate::device::Device;
+use crate::device_queue::DeviceQueue;
 use crate::devices::Devices;
 use crate::disk_config::DiskConfig;
 use crate::error::StartError;
@@ -12,8 +12,10 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use bulkhead_dma::{DeviceQueueState, Refusal, leaves_before_trial};
-use bulkhead_executor::{RateLimit, Task};
+use bulkhead_dma::{
+    DeviceQueueState, DriverTask, HardwareQueue, PassedThrough, Refusal, leaves_before_trial,
+};
+use bulkhead_executor::{Handle, RateLimit, Task};
 use bulkhead_pci::{Delivery, Function, Interrupt, OperationError, PciHost, Vectors};
 use bulkhead_xen::{Instant, StopRegistration};
 use core::future::{Future, poll_fn};
@@ -21,6 +23,7 @@ use core::pin::pin;
 use core::task::Poll;
 use core::time::Duration;
 use futures_util::future::OptionFuture;
+use spin::Mutex;
 use virtio_spec::blk::F;
 
 /// The pause between two checks of the requests that the device has.
@@ -32,15 +35,6 @@ const POLL: Duration = Duration::from_millis(1);
 /// Linux has no limit for virtio disks. The unit does not depend on how often requests are checked.
 const REQUEST_TICKS: u32 = 30;
 
-/// The number of attempts to start a device before it is given up, and the pause before the second one; it doubles.
-const STARTS: u32 = 4;
-const START_AGAIN: Duration = Duration::from_secs(1);
-
-/// A device that works for [`RECOVERED`] after a reset has recovered. One that has not recovered is given up when it
-/// fails after [`RESETS`] resets. Resets for requests that take too long do not count.
-const RECOVERED: Duration = Duration::from_secs(600);
-const RESETS: u32 = 5;
-
 /// The time that a device may take for a reset.
 const RESETS_ITSELF: Duration = Duration::from_secs(5);
 
@@ -51,14 +45,6 @@ const LAST_LOOK: Duration = Duration::from_millis(10);
 /// The limit on changes of its size that a device causes: 16 at once, and one more every 30 seconds. Each is a line in
 /// the log, and is passed on to all guests that use it.
 const CHANGES: RateLimit = RateLimit::new(16, Duration::from_secs(30));
-
-/// The reason why serving a device ends.
-enum End {
-    /// It is to be stopped for good.
-    Leaves,
-    /// It has failed, and is to be reset.
-    Fails(String),
-}
 
 /// A device, with the state that its task alone uses.
 struct DeviceTask<'d, H: PciHost> {
@@ -116,124 +102,6 @@ pub async fn live<H: PciHost>(
 impl<H: PciHost> DeviceTask<'_, H> {
     fn name(&self) -> &str {
         self.device.name()
-    }
-
-    /// Starts and serves the device, and resets it when it fails. Returns when it is to be stopped for good.
-    async fn run(&mut self) {
-        let mut resets = 0;
-        let mut begun = self.begin().await;
-        loop {
-            if let Err(refusal) = begun
-                && !self.give_up(refusal).await
-            {
-                return;
-            }
-            let since = self.devices.handle().now();
-            let reason = match self.serve().await {
-                End::Leaves => return,
-                End::Fails(reason) => reason,
-            };
-            log::error!("virtio:{}: {reason}: it is reset", self.name());
-            self.device.set_ready(false);
-            self.device.count_reset();
-            if self.devices.handle().now().since(since) >= RECOVERED {
-                resets = 0;
-            }
-            // A reset because of requests that take too long counts only against these, each of which fails at its
-            // second reset: otherwise a guest could have the device given up for all others.
-            let mut queues = self.device.queues().iter();
-            if !queues.any(|queue| queue.lock().has_late()) {
-                resets += 1;
-            }
-            begun = match self.halt().await && resets <= RESETS {
-                true => self.begin().await,
-                false => Err(Refusal::for_now(reason)),
-            };
-        }
-    }
-
-    /// Starts the device, in up to [`STARTS`] attempts. The error is the reason for which it is to be given up.
-    async fn begin(&mut self) -> Result<(), Refusal> {
-        let mut pause = START_AGAIN;
-        let mut attempt = 1;
-        loop {
-            let error = match self.start().await {
-                Ok(()) => {
-                    self.device.set_ready(true);
-                    return Ok(());
-                }
-                Err(error) => error,
-            };
-            let stopped = self.halt().await;
-            let leaving = self.device.is_leaving();
-            if attempt == STARTS || !stopped || error.is_final() || leaving {
-                return Err(Refusal {
-                    reason: error.to_string(),
-                    stays: error.stays(),
-                });
-            }
-            log::warn!(
-                "virtio:{}: it does not start: {error}; it is tried again",
-                self.name()
-            );
-            self.devices.handle().sleep(pause).await;
-            attempt += 1;
-            pause *= 2;
-        }
-    }
-
-    /// Serves the device for as long as it works.
-    async fn serve(&mut self) -> End {
-        loop {
-            if self.device.is_leaving() {
-                return End::Leaves;
-            }
-            if let Err(reason) = self.attend() {
-                return End::Fails(reason);
-            }
-            self.something_happens().await;
-        }
-    }
-
-    /// Handles the device's interrupt, a change of its configuration, and its requests if a check is due. The error is
-    /// the reason for which the device is to be reset.
-    fn attend(&mut self) -> Result<(), String> {
-        let called = self.device.watch().take_call();
-        self.end_interrupt();
-        let state = self.transport.state();
-        if state.is_gone() {
-            return Err(StartError::Gone.to_string());
-        }
-        if state.needs_reset() {
-            return Err("it reports that it has failed (DEVICE_NEEDS_RESET)".to_string());
-        }
-        if self.transport.generation() != self.generation {
-            self.note_size()?;
-        }
-        let now = self.devices.handle().now();
-        if self.tick.is_none() && self.device.watch().ticks() {
-            for queue in self.device.queues() {
-                queue.lock().begin_ticks(seconds(now));
-            }
-            self.tick = Some(now + self.pause());
-        }
-        let ticks = self.tick.is_some_and(|tick| tick <= now);
-        if called || ticks || self.listeners.is_empty() {
-            self.look_at_requests(seconds(now))?;
-        }
-        if ticks {
-            self.tick = Some(now + self.pause());
-            if self.is_idle() {
-                let watch = self.device.watch();
-                watch.end_ticks();
-                // A request that came in between found the ticks still on, and has not called this task.
-                match self.is_idle() {
-                    true => self.tick = None,
-                    false => watch.begin_ticks(),
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Ends the device's interrupt. What it was raised for is looked at after this.
@@ -298,6 +166,110 @@ impl<H: PciHost> DeviceTask<'_, H> {
         queues.all(|queue| queue.lock().is_idle())
     }
 
+    /// Stops the device for good.
+    async fn stop(&mut self) {
+        self.device.set_ready(false);
+        let halted = self.halt().await;
+        self.fail_requests();
+        self.listeners.drain(..).for_each(|task| task.stop());
+        if halted {
+            // A device that may still access memory stays registered, and is told again to stop when the domain ends.
+            self.registration = None;
+            if let Err(error) = self.forbid_memory().await {
+                log::debug!("virtio:{}: {error}", self.name());
+            }
+        } else if let Some(registration) = self.registration.take() {
+            core::mem::forget(registration);
+        }
+    }
+
+    /// Polls the device's status until it is as wanted. Returns false if that takes longer than [`RESETS_ITSELF`].
+    async fn until(&self, wanted: impl Fn(transport::State) -> bool) -> bool {
+        let handle = self.devices.handle();
+        let deadline = handle.now() + RESETS_ITSELF;
+        let mut pause = FIRST_LOOK;
+        loop {
+            if wanted(self.transport.state()) {
+                return true;
+            }
+            if handle.now() >= deadline {
+                return false;
+            }
+            handle.sleep(pause).await;
+            pause = (pause * 2).min(LAST_LOOK);
+        }
+    }
+}
+
+impl<H: PciHost> DriverTask for DeviceTask<'_, H> {
+    type Hypervisor = H;
+    type Queue = DeviceQueue;
+    type StartError = StartError;
+
+    const KIND: &'static str = "virtio";
+    const LOG_TARGET: &'static str = module_path!();
+    const DOES_NOT_STOP: &'static str = "it does not reset itself";
+
+    fn handle(&self) -> &Handle<H> {
+        self.devices.handle()
+    }
+
+    fn device(&self) -> &PassedThrough {
+        &self.device
+    }
+
+    fn queues(&self) -> &[Mutex<DeviceQueue>] {
+        self.device.queues()
+    }
+
+    fn is_gone(&self) -> bool {
+        self.transport.state().is_gone()
+    }
+
+    async fn try_start(&mut self) -> Result<(), StartError> {
+        self.start().await
+    }
+
+    /// Handles the device's interrupt, a change of its configuration, and its requests if a check is due.
+    async fn attend(&mut self) -> Result<(), String> {
+        let called = self.device.watch().take_call();
+        self.end_interrupt();
+        let state = self.transport.state();
+        if state.is_gone() {
+            return Err(StartError::Gone.to_string());
+        }
+        if state.needs_reset() {
+            return Err("it reports that it has failed (DEVICE_NEEDS_RESET)".to_string());
+        }
+        if self.transport.generation() != self.generation {
+            self.note_size()?;
+        }
+        let now = self.devices.handle().now();
+        if self.tick.is_none() && self.device.watch().ticks() {
+            for queue in self.device.queues() {
+                queue.lock().begin_ticks(seconds(now));
+            }
+            self.tick = Some(now + self.pause());
+        }
+        let ticks = self.tick.is_some_and(|tick| tick <= now);
+        if called || ticks || self.listeners.is_empty() {
+            self.look_at_requests(seconds(now))?;
+        }
+        if ticks {
+            self.tick = Some(now + self.pause());
+            if self.is_idle() {
+                let watch = self.device.watch();
+                watch.end_ticks();
+                // A request that came in between found the ticks still on, and has not called this task.
+                match self.is_idle() {
+                    true => self.tick = None,
+                    false => watch.begin_ticks(),
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Waits for an interrupt of the device, a call of a queue, or the next check that is due.
     async fn something_happens(&self) {
         let handle = self.devices.handle();
@@ -325,73 +297,20 @@ impl<H: PciHost> DeviceTask<'_, H> {
         .await;
     }
 
-    /// Resets the device at once. Returns whether it accesses no memory any more.
-    async fn halt(&mut self) -> bool {
-        for queue in self.device.queues() {
-            queue.lock().stop();
-        }
+    async fn reset(&mut self) -> bool {
         self.tick = None;
         self.transport.reset();
-        let over = |state: transport::State| state.is_reset() || state.is_gone();
-        let mut stopped = self.until(over).await;
-        if !stopped || self.transport.state().is_gone() {
-            // Without bus mastering it cannot access memory, whether or not it still answers.
-            match self.function.set_bus_mastering(false).await {
-                Ok(()) => stopped = true,
-                Err(error) => log::warn!("virtio:{}: {error}", self.name()),
-            }
-        }
-        if !stopped {
-            log::error!(
-                "virtio:{}: it does not reset itself: memory that it may access stays as it is",
-                self.name()
-            );
-            return false;
-        }
-        for queue in self.device.queues() {
-            queue.lock().quiet();
-        }
-        true
+        self.until(|state| state.is_reset() || state.is_gone())
+            .await
     }
 
-    /// Stops the device for good.
-    async fn stop(&mut self) {
-        self.device.set_ready(false);
-        let halted = self.halt().await;
-        for queue in self.device.queues() {
-            match halted {
-                true => queue.lock().die(),
-                false => queue.lock().set_stuck(),
-            }
-        }
-        self.listeners.drain(..).for_each(|task| task.stop());
-        if halted {
-            // A device that may still access memory stays registered, and is told again to stop when the domain ends.
-            self.registration = None;
-            if let Err(error) = self.function.set_bus_mastering(false).await {
-                log::debug!("virtio:{}: {error}", self.name());
-            }
-        } else if let Some(registration) = self.registration.take() {
-            core::mem::forget(registration);
-        }
+    async fn forbid_memory(&self) -> Result<(), String> {
+        let forbidden = self.function.set_bus_mastering(false).await;
+        forbidden.map_err(|error| error.to_string())
     }
 
-    /// Polls the device's status until it is as wanted. Returns false if that takes longer than [`RESETS_ITSELF`].
-    async fn until(&self, wanted: impl Fn(transport::State) -> bool) -> bool {
-        let handle = self.devices.handle();
-        let deadline = handle.now() + RESETS_ITSELF;
-        let mut pause = FIRST_LOOK;
-        loop {
-            if wanted(self.transport.state()) {
-                return true;
-            }
-            if handle.now() >= deadline {
-                return false;
-            }
-            handle.sleep(pause).await;
-            pause = (pause * 2).min(LAST_LOOK);
-        }
-    }
+    /// Does nothing: the queues have all the memory.
+    fn released(&mut self) {}
 }
 
 /// Returns a time in whole seconds, the unit in which the age of requests is measured.

@@ -1,11 +1,11 @@
 //! Events that a controller reports, and commands that it does not complete in time.
 
-use super::{ControllerTask, End, seconds};
+use super::{ControllerTask, seconds};
 use crate::admin::AdminError;
 use crate::command::{Command, EventKind, PAGE, SmartLog, admin};
 use alloc::format;
-use alloc::string::ToString;
-use bulkhead_dma::DeviceQueueState;
+use alloc::string::{String, ToString};
+use bulkhead_dma::{DeviceQueueState, HardwareQueue};
 use bulkhead_xen::Hypervisor;
 use log::Level;
 
@@ -17,7 +17,7 @@ const ABORT_TICKS: u32 = 5;
 
 impl<H: Hypervisor> ControllerTask<'_, H> {
     /// Has the controller abort commands that take too long, or whose requests were cancelled.
-    pub(super) async fn look_at_commands(&mut self) -> Result<(), End> {
+    pub(super) async fn look_at_commands(&mut self) -> Result<(), String> {
         let now = seconds(self.handle.now());
         for index in 0..self.controller.pairs().len() {
             let (queue, late) = {
@@ -25,13 +25,14 @@ impl<H: Hypervisor> ControllerTask<'_, H> {
                 // Completions whose interrupt was lost are found here.
                 pair.look();
                 if pair.state() == DeviceQueueState::Broken {
-                    return Err(End::Fails("it does not keep to the protocol".to_string()));
+                    return Err("it does not keep to the protocol".to_string());
                 }
                 (pair.queue(), pair.late(now, COMMAND_TICKS, ABORT_TICKS))
             };
             if late.overdue {
-                let reason = format!("it has not ended a command of queue {queue} in time");
-                return Err(End::Fails(reason));
+                return Err(format!(
+                    "it has not ended a command of queue {queue} in time"
+                ));
             }
             for command in late.abort {
                 let id = command.0;

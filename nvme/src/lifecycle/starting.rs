@@ -8,7 +8,7 @@ use crate::pair::QueuePair;
 use crate::registers::{self, Capabilities};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use bulkhead_dma::NoPages;
+use bulkhead_dma::{NoPages, StartFailure};
 use bulkhead_xen::{Errno, Hypervisor, PAGE_SHIFT};
 use core::fmt;
 
@@ -37,9 +37,8 @@ pub(crate) enum StartError {
     },
 }
 
-impl StartError {
-    /// Returns whether it is of no use to try again at once.
-    pub fn is_final(&self) -> bool {
+impl StartFailure for StartError {
+    fn is_final(&self) -> bool {
         let passes = matches!(
             self,
             Self::Admin(_) | Self::Late { .. } | Self::BusMastering(_)
@@ -47,8 +46,7 @@ impl StartError {
         !passes || matches!(self, Self::Admin(AdminError::Gone))
     }
 
-    /// Returns whether it is of no use to try again later, either.
-    pub fn stays(&self) -> bool {
+    fn stays(&self) -> bool {
         matches!(self, Self::Unusable(_) | Self::Interrupt { .. })
     }
 }

@@ -5,7 +5,7 @@ use crate::command::{CommandId, Completion, NamespaceId, QueueId, Status};
 use crate::slots::Owner;
 use crate::splits;
 use alloc::vec::Vec;
-use bulkhead_dma::DeviceQueueState;
+use bulkhead_dma::{DeviceQueueState, HardwareQueue};
 use bulkhead_images::{IoError, Tag};
 use core::task::{Context, Poll};
 
@@ -25,11 +25,6 @@ impl QueuePair {
     /// Returns the number of the queue pair.
     pub fn queue(&self) -> QueueId {
         self.queue
-    }
-
-    /// Returns its state.
-    pub fn state(&self) -> DeviceQueueState {
-        self.state
     }
 
     /// Returns the counts of its commands so far.
@@ -155,19 +150,6 @@ impl QueuePair {
         self.submit();
     }
 
-    /// Stops using the queues, because the controller is about to be stopped.
-    pub fn stop(&mut self) {
-        self.state = DeviceQueueState::Stopped;
-    }
-
-    /// Notes that the controller has stopped: it accesses no memory any more. Commands of cancelled requests end.
-    pub fn quiet(&mut self) {
-        self.state = DeviceQueueState::Quiet;
-        self.rings.released();
-        self.lists.set_in_use(false);
-        self.end_unwanted();
-    }
-
     /// Sends no more commands of earlier requests to a namespace that is not served any more: another one may have its
     /// number now. Commands that the controller has end as it completes them, or at the next reset.
     #[cold]
@@ -194,30 +176,6 @@ impl QueuePair {
                 self.end(number, UNSENT);
             }
         }
-    }
-
-    /// Gives up on a controller that [has stopped](Self::quiet): all requests fail.
-    pub fn die(&mut self) {
-        self.state = DeviceQueueState::Dead;
-        for number in 0..splits::MOST as u8 {
-            if self.splits.get(number).is_used() {
-                self.splits.get(number).outcome = Err(IoError::Medium);
-                self.end_split(number);
-            }
-        }
-        for number in 0..self.slots.len() {
-            if self.slots.get(number).used {
-                self.end(number, Status::DATA_TRANSFER_ERROR);
-            }
-        }
-        self.tell_all();
-    }
-
-    /// Gives up on a controller that may still access memory: requests that it has do not complete any more, and new
-    /// ones fail.
-    pub fn set_stuck(&mut self) {
-        self.state = DeviceQueueState::Stuck;
-        self.tell_all();
     }
 
     /// Wakes all clients that wait for a slot: their requests fail now.
@@ -252,11 +210,6 @@ impl QueuePair {
             }
         }
         late
-    }
-
-    /// Returns whether the controller was asked to abort a command that it still has.
-    pub fn has_late(&mut self) -> bool {
-        self.slots.used().any(|slot| slot.aborted)
     }
 
     /// Cancels the requests of a client with that tag, or all of them.
@@ -325,5 +278,48 @@ impl QueuePair {
         }
         client.wake_with(context.waker());
         Poll::Pending
+    }
+}
+
+impl HardwareQueue for QueuePair {
+    fn state(&self) -> DeviceQueueState {
+        self.state
+    }
+
+    /// Returns whether the controller was asked to abort a command that it still has.
+    fn has_late(&mut self) -> bool {
+        self.slots.used().any(|slot| slot.aborted)
+    }
+
+    fn stop(&mut self) {
+        self.state = DeviceQueueState::Stopped;
+    }
+
+    fn quiet(&mut self) {
+        self.state = DeviceQueueState::Quiet;
+        self.rings.released();
+        self.lists.set_in_use(false);
+        self.end_unwanted();
+    }
+
+    fn die(&mut self) {
+        self.state = DeviceQueueState::Dead;
+        for number in 0..splits::MOST as u8 {
+            if self.splits.get(number).is_used() {
+                self.splits.get(number).outcome = Err(IoError::Medium);
+                self.end_split(number);
+            }
+        }
+        for number in 0..self.slots.len() {
+            if self.slots.get(number).used {
+                self.end(number, Status::DATA_TRANSFER_ERROR);
+            }
+        }
+        self.tell_all();
+    }
+
+    fn set_stuck(&mut self) {
+        self.state = DeviceQueueState::Stuck;
+        self.tell_all();
     }
 }

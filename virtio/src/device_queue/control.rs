@@ -3,7 +3,7 @@
 use super::{DeviceQueue, DeviceQueueCounts};
 use crate::ring::Ring;
 use crate::transport::Doorbell;
-use bulkhead_dma::DeviceQueueState;
+use bulkhead_dma::{DeviceQueueState, HardwareQueue};
 use bulkhead_images::{IoError, Tag};
 use core::task::{Context, Poll};
 
@@ -14,11 +14,6 @@ impl DeviceQueue {
     /// Returns its number.
     pub fn number(&self) -> u16 {
         self.number
-    }
-
-    /// Returns its state.
-    pub fn state(&self) -> DeviceQueueState {
-        self.state
     }
 
     /// Returns the counts of its requests so far.
@@ -113,19 +108,6 @@ impl DeviceQueue {
         self.submit();
     }
 
-    /// Stops using the ring, because the device is about to be reset.
-    pub fn stop(&mut self) {
-        self.state = DeviceQueueState::Stopped;
-    }
-
-    /// Notes that the device has been reset: it accesses no memory any more. Cancelled requests end.
-    pub fn quiet(&mut self) {
-        self.state = DeviceQueueState::Quiet;
-        self.ring.released();
-        self.slots.set_in_use(false);
-        self.end_unwanted();
-    }
-
     fn end_unwanted(&mut self) {
         for number in 0..self.slots.len() {
             let slot = self.slots.get(number);
@@ -133,24 +115,6 @@ impl DeviceQueue {
                 self.end(number, Err(IoError::Cancelled));
             }
         }
-    }
-
-    /// Gives up on a device that [has been reset](Self::quiet): all requests fail.
-    pub fn die(&mut self) {
-        self.state = DeviceQueueState::Dead;
-        for number in 0..self.slots.len() {
-            if self.slots.get(number).used {
-                self.end(number, Err(IoError::Medium));
-            }
-        }
-        self.tell_all();
-    }
-
-    /// Gives up on a device that may still access memory: requests that it has do not complete any more, and new ones
-    /// fail.
-    pub fn set_stuck(&mut self) {
-        self.state = DeviceQueueState::Stuck;
-        self.tell_all();
     }
 
     /// Wakes all clients that wait for a slot: their requests fail now.
@@ -178,11 +142,6 @@ impl DeviceQueue {
             slot.late = now.wrapping_sub(slot.since) >= limit;
         }
         self.has_late()
-    }
-
-    /// Returns whether the device has a request that was found to take too long.
-    pub fn has_late(&mut self) -> bool {
-        self.slots.used().any(|slot| slot.late)
     }
 
     /// Cancels the requests of a client with that tag, or all of them. A device cannot be asked to abort a request: it
@@ -228,5 +187,41 @@ impl DeviceQueue {
                 return Poll::Pending;
             }
         }
+    }
+}
+
+impl HardwareQueue for DeviceQueue {
+    fn state(&self) -> DeviceQueueState {
+        self.state
+    }
+
+    fn has_late(&mut self) -> bool {
+        self.slots.used().any(|slot| slot.late)
+    }
+
+    fn stop(&mut self) {
+        self.state = DeviceQueueState::Stopped;
+    }
+
+    fn quiet(&mut self) {
+        self.state = DeviceQueueState::Quiet;
+        self.ring.released();
+        self.slots.set_in_use(false);
+        self.end_unwanted();
+    }
+
+    fn die(&mut self) {
+        self.state = DeviceQueueState::Dead;
+        for number in 0..self.slots.len() {
+            if self.slots.get(number).used {
+                self.end(number, Err(IoError::Medium));
+            }
+        }
+        self.tell_all();
+    }
+
+    fn set_stuck(&mut self) {
+        self.state = DeviceQueueState::Stuck;
+        self.tell_all();
     }
 }

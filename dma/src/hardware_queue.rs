@@ -22,6 +22,12 @@ pub trait HardwareQueue {
     /// Returns its state.
     fn state(&self) -> DeviceQueueState;
 
+    /// Returns whether the device has none of its commands.
+    fn is_idle(&self) -> bool;
+
+    /// Notes the time, in seconds, at which checks of the commands begin: all commands count as sent now.
+    fn begin_ticks(&mut self, now: u32);
+
     /// Returns whether the device has a command that was found to take too long.
     fn has_late(&mut self) -> bool;
 

@@ -7,6 +7,7 @@
 //! - [`HardwareQueue`]: a queue of the device, as its task starts and stops it.
 //! - [`DriverTask`]: the device's task: starts it, resets it when it fails, and stops it.
 //! - [`Devices`]: the devices of one kind, by name.
+//! - [`Ticks`]: when the task checks whether commands take too long.
 //! - [`Watch`]: the signals by which the vCPUs that serve wake the device's task on the first vCPU.
 //! - [`Refusal`]: the reason why a device was given up, and whether it is tried again.
 
@@ -22,6 +23,7 @@ mod hardware_queue;
 mod lifecycle;
 mod pages;
 mod passed_through;
+mod ticks;
 mod watch;
 
 pub use client::{Drained, QueueClient};
@@ -31,4 +33,5 @@ pub use hardware_queue::{DeviceQueueState, HardwareQueue};
 pub use lifecycle::{DriverTask, StartFailure};
 pub use pages::{DmaPages, NoPages, WORDS};
 pub use passed_through::PassedThrough;
+pub use ticks::{Ticks, seconds};
 pub use watch::Watch;

@@ -2,10 +2,10 @@
 //! up for a time if that does not help, and stops it.
 
 use crate::given_up::give_up;
-use crate::{DeviceQueueState, HardwareQueue, PassedThrough, Refusal};
+use crate::{DeviceQueueState, HardwareQueue, PassedThrough, Refusal, Ticks, seconds};
 use alloc::string::{String, ToString};
 use bulkhead_executor::Handle;
-use bulkhead_xen::Hypervisor;
+use bulkhead_xen::{Hypervisor, Instant};
 use core::fmt;
 use core::time::Duration;
 use log::Level;
@@ -57,6 +57,12 @@ pub trait DriverTask {
 
     /// Returns the queues of the device; none before it has started.
     fn queues(&self) -> &[Mutex<Self::Queue>];
+
+    /// Returns when the commands are checked.
+    fn ticks(&mut self) -> &mut Ticks;
+
+    /// Returns whether an interrupt tells of completions.
+    fn is_interrupted(&self) -> bool;
 
     /// Returns whether the device is not there any more.
     fn is_gone(&self) -> bool;
@@ -117,6 +123,7 @@ pub trait DriverTask {
         for queue in self.queues() {
             queue.lock().stop();
         }
+        self.ticks().end();
         let mut stopped = self.reset().await;
         if !stopped || self.is_gone() {
             // Without bus mastering it cannot access memory, whether or not it still answers.
@@ -138,6 +145,33 @@ pub trait DriverTask {
             queue.lock().quiet();
         }
         true
+    }
+
+    /// Returns whether a check of the commands is due at the time `now`. Begins the checks if there are commands now.
+    fn is_check_due(&mut self, now: Instant) -> bool {
+        let has_commands = self.device().watch().ticks();
+        if has_commands && self.ticks().next().is_none() {
+            for queue in self.queues() {
+                queue.lock().begin_ticks(seconds(now));
+            }
+            let is_interrupted = self.is_interrupted();
+            self.ticks().set(now, is_interrupted);
+        }
+        self.ticks().next().is_some_and(|next| next <= now)
+    }
+
+    /// Notes that a check that was due at the time `now` is over. Ends the checks if there are no commands.
+    fn checked(&mut self, now: Instant) {
+        let is_interrupted = self.is_interrupted();
+        self.ticks().set(now, is_interrupted);
+        if is_idle(self.queues()) {
+            self.device().watch().end_ticks();
+            // A command that was sent in between found the ticks still on, and has not called this task.
+            match is_idle(self.queues()) {
+                true => self.ticks().end(),
+                false => self.device().watch().begin_ticks(),
+            }
+        }
     }
 
     /// Fails all requests to a device that does not work. While it may still access their memory, requests that it has
@@ -196,4 +230,8 @@ async fn serve<T: DriverTask + ?Sized>(task: &mut T) -> Result<(), String> {
         task.something_happens().await;
     }
     Ok(())
+}
+
+fn is_idle(queues: &[Mutex<impl HardwareQueue>]) -> bool {
+    queues.iter().all(|queue| queue.lock().is_idle())
 }

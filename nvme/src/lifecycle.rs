@@ -14,7 +14,7 @@ use crate::stop::Stop;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
-use bulkhead_dma::{DriverTask, PassedThrough, leaves_before_trial};
+use bulkhead_dma::{DriverTask, PassedThrough, Ticks, leaves_before_trial};
 use bulkhead_executor::{Handle, RateLimit, VcpuSpawner};
 use bulkhead_xen::{DeviceStops, Hypervisor, Instant};
 use core::fmt;
@@ -27,13 +27,11 @@ use log::Level;
 use spin::Mutex;
 use starting::StartError;
 
-/// The pause between two checks of the commands that the controller has.
-const TICK: Duration = Duration::from_secs(1);
-/// The same if the controller has no interrupt: completions are found by these checks then.
-const POLL: Duration = Duration::from_millis(1);
-
 /// The time that a controller may take to write its cache to the medium when it is shut down.
 const SHUTS_DOWN: Duration = Duration::from_secs(10);
+
+/// The time in which a controller is to stop if its registers do not tell one any more.
+const NO_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The first pause between two looks at the controller's state, and the longest one.
 const FIRST_LOOK: Duration = Duration::from_micros(100);
@@ -55,8 +53,7 @@ pub(crate) struct ControllerTask<'c, H: Hypervisor> {
     admin: Admin<H>,
     listeners: Listeners,
     lines: RateLimit,
-    /// The time of the next check of the commands; `None` while there are none.
-    tick: Option<Instant>,
+    ticks: Ticks,
     /// The time at which namespaces are read again that the controller could not describe for the moment.
     look_again: Option<Instant>,
 }
@@ -93,7 +90,7 @@ pub(crate) async fn live<H: Hypervisor>(
         admin,
         listeners: Listeners::default(),
         lines: LINES,
-        tick: None,
+        ticks: Ticks::default(),
         look_again: None,
     };
     task.run().await;
@@ -120,20 +117,6 @@ impl<H: Hypervisor> ControllerTask<'_, H> {
             false => Level::Debug,
         };
         log::log!(level, "nvme:{}{line}", self.name());
-    }
-
-    fn pause(&self) -> Duration {
-        match self.admin.is_interrupted() {
-            true => TICK,
-            false => POLL,
-        }
-    }
-
-    fn is_idle(&self) -> bool {
-        self.controller
-            .pairs()
-            .iter()
-            .all(|pair| pair.lock().is_idle())
     }
 
     /// Shuts the controller down, so that it writes its cache to the medium, and stops it. Returns whether it accesses
@@ -203,6 +186,14 @@ impl<H: Hypervisor> DriverTask for ControllerTask<'_, H> {
         self.controller.pairs()
     }
 
+    fn ticks(&mut self) -> &mut Ticks {
+        &mut self.ticks
+    }
+
+    fn is_interrupted(&self) -> bool {
+        self.admin.is_interrupted()
+    }
+
     fn is_gone(&self) -> bool {
         registers::status(&**self.controller.registers()).is_gone()
     }
@@ -228,28 +219,13 @@ impl<H: Hypervisor> DriverTask for ControllerTask<'_, H> {
         self.admin.look_at_pairs();
         self.admin.handled();
         let now = self.handle.now();
-        if self.tick.is_none() && self.controller.watch().ticks() {
-            for pair in self.controller.pairs() {
-                pair.lock().begin_ticks(seconds(now));
-            }
-            self.tick = Some(now + self.pause());
-        }
-        let ticks = self.tick.is_some_and(|tick| tick <= now);
+        let ticks = self.is_check_due(now);
         if called || ticks {
             self.admin.check()?;
             self.look_at_commands().await?;
         }
         if ticks {
-            self.tick = Some(now + self.pause());
-            if self.is_idle() {
-                let watch = self.controller.watch();
-                watch.end_ticks();
-                // A command that was sent in between found the ticks still on, and has not called this task.
-                match self.is_idle() {
-                    true => self.tick = None,
-                    false => watch.begin_ticks(),
-                }
-            }
+            self.checked(now);
         }
         if self.controller.take_asked() {
             self.read_smart().await?;
@@ -262,7 +238,10 @@ impl<H: Hypervisor> DriverTask for ControllerTask<'_, H> {
 
     /// Waits for an interrupt of the controller, a call of a queue pair, or the next check that is due.
     async fn something_happens(&self) {
-        let due = [self.tick, self.look_again].into_iter().flatten().min();
+        let due = [self.ticks.next(), self.look_again]
+            .into_iter()
+            .flatten()
+            .min();
         let mut over = pin!(OptionFuture::from(
             due.map(|due| self.handle.sleep_until(due))
         ));
@@ -270,7 +249,7 @@ impl<H: Hypervisor> DriverTask for ControllerTask<'_, H> {
         poll_fn(|context| {
             watch.wake_with(context.waker());
             let happened = watch.is_called()
-                || (self.tick.is_none() && watch.ticks())
+                || self.ticks.are_called_for(watch)
                 || self.admin.poll_interrupted(context).is_ready()
                 || matches!(over.as_mut().poll(context), Poll::Ready(Some(())));
             match happened {
@@ -283,10 +262,9 @@ impl<H: Hypervisor> DriverTask for ControllerTask<'_, H> {
 
     /// Stops the controller without a shutdown.
     async fn reset(&mut self) -> bool {
-        self.tick = None;
         let registers = self.controller.registers().clone();
         registers::disable(&*registers);
-        let timeout = registers::capabilities(&*registers).map_or(TICK, |it| it.timeout());
+        let timeout = registers::capabilities(&*registers).map_or(NO_TIMEOUT, |it| it.timeout());
         self.until(timeout, |status| status.is_gone() || !status.is_ready())
             .await
     }
@@ -298,9 +276,4 @@ impl<H: Hypervisor> DriverTask for ControllerTask<'_, H> {
     fn released(&mut self) {
         self.admin.released();
     }
-}
-
-/// Returns a time in whole seconds, the unit in which the age of commands is measured.
-fn seconds(time: Instant) -> u32 {
-    (time.0 / 1_000_000_000) as u32
 }

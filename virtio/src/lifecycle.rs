@@ -13,7 +13,8 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bulkhead_dma::{
-    DeviceQueueState, DriverTask, HardwareQueue, PassedThrough, Refusal, leaves_before_trial,
+    DeviceQueueState, DriverTask, HardwareQueue, PassedThrough, Refusal, Ticks,
+    leaves_before_trial, seconds,
 };
 use bulkhead_executor::{Handle, RateLimit, Task};
 use bulkhead_pci::{Delivery, Function, Interrupt, OperationError, PciHost, Vectors};
@@ -25,11 +26,6 @@ use core::time::Duration;
 use futures_util::future::OptionFuture;
 use spin::Mutex;
 use virtio_spec::blk::F;
-
-/// The pause between two checks of the requests that the device has.
-const TICK: Duration = Duration::from_secs(1);
-/// The same if the device has no interrupt: used requests are found by these checks then.
-const POLL: Duration = Duration::from_millis(1);
 
 /// The time that a request may take before the device is reset, in seconds: as long as Linux gives an NVMe command.
 /// Linux has no limit for virtio disks. The unit does not depend on how often requests are checked.
@@ -62,8 +58,7 @@ struct DeviceTask<'d, H: PciHost> {
     features: F,
     /// The generation of the configuration that was read last.
     generation: u8,
-    /// The time of the next check of the requests; `None` while there are none.
-    tick: Option<Instant>,
+    ticks: Ticks,
     changes: RateLimit,
     /// The time at which a change of the configuration that was put off is read.
     next_size: Option<Instant>,
@@ -154,18 +149,6 @@ impl<H: PciHost> DeviceTask<'_, H> {
         Ok(())
     }
 
-    fn pause(&self) -> Duration {
-        match self.interrupt.is_some() {
-            true => TICK,
-            false => POLL,
-        }
-    }
-
-    fn is_idle(&self) -> bool {
-        let mut queues = self.device.queues().iter();
-        queues.all(|queue| queue.lock().is_idle())
-    }
-
     /// Stops the device for good.
     async fn stop(&mut self) {
         self.device.set_ready(false);
@@ -222,6 +205,14 @@ impl<H: PciHost> DriverTask for DeviceTask<'_, H> {
         self.device.queues()
     }
 
+    fn ticks(&mut self) -> &mut Ticks {
+        &mut self.ticks
+    }
+
+    fn is_interrupted(&self) -> bool {
+        self.interrupt.is_some()
+    }
+
     fn is_gone(&self) -> bool {
         self.transport.state().is_gone()
     }
@@ -245,27 +236,12 @@ impl<H: PciHost> DriverTask for DeviceTask<'_, H> {
             self.note_size()?;
         }
         let now = self.devices.handle().now();
-        if self.tick.is_none() && self.device.watch().ticks() {
-            for queue in self.device.queues() {
-                queue.lock().begin_ticks(seconds(now));
-            }
-            self.tick = Some(now + self.pause());
-        }
-        let ticks = self.tick.is_some_and(|tick| tick <= now);
+        let ticks = self.is_check_due(now);
         if called || ticks || self.listeners.is_empty() {
             self.look_at_requests(seconds(now))?;
         }
         if ticks {
-            self.tick = Some(now + self.pause());
-            if self.is_idle() {
-                let watch = self.device.watch();
-                watch.end_ticks();
-                // A request that came in between found the ticks still on, and has not called this task.
-                match self.is_idle() {
-                    true => self.tick = None,
-                    false => watch.begin_ticks(),
-                }
-            }
+            self.checked(now);
         }
         Ok(())
     }
@@ -273,7 +249,10 @@ impl<H: PciHost> DriverTask for DeviceTask<'_, H> {
     /// Waits for an interrupt of the device, a call of a queue, or the next check that is due.
     async fn something_happens(&self) {
         let handle = self.devices.handle();
-        let due = [self.tick, self.next_size].into_iter().flatten().min();
+        let due = [self.ticks.next(), self.next_size]
+            .into_iter()
+            .flatten()
+            .min();
         let mut over = pin!(OptionFuture::from(due.map(|due| handle.sleep_until(due))));
         let watch = self.device.watch();
         poll_fn(|context| {
@@ -287,7 +266,7 @@ impl<H: PciHost> DriverTask for DeviceTask<'_, H> {
             }
             let happened = raised
                 || watch.is_called()
-                || (self.tick.is_none() && watch.ticks())
+                || self.ticks.are_called_for(watch)
                 || matches!(over.as_mut().poll(context), Poll::Ready(Some(())));
             match happened {
                 true => Poll::Ready(()),
@@ -298,7 +277,6 @@ impl<H: PciHost> DriverTask for DeviceTask<'_, H> {
     }
 
     async fn reset(&mut self) -> bool {
-        self.tick = None;
         self.transport.reset();
         self.until(|state| state.is_reset() || state.is_gone())
             .await
@@ -311,9 +289,4 @@ impl<H: PciHost> DriverTask for DeviceTask<'_, H> {
 
     /// Does nothing: the queues have all the memory.
     fn released(&mut self) {}
-}
-
-/// Returns a time in whole seconds, the unit in which the age of requests is measured.
-fn seconds(time: Instant) -> u32 {
-    (time.0 / 1_000_000_000) as u32
 }

@@ -1,11 +1,11 @@
 //! Events that a controller reports, and commands that it does not complete in time.
 
-use super::{ControllerTask, seconds};
+use super::ControllerTask;
 use crate::admin::AdminError;
 use crate::command::{Command, EventKind, PAGE, SmartLog, admin};
 use alloc::format;
 use alloc::string::{String, ToString};
-use bulkhead_dma::{DeviceQueueState, HardwareQueue};
+use bulkhead_dma::{DeviceQueueState, HardwareQueue, seconds};
 use bulkhead_xen::Hypervisor;
 use log::Level;
 

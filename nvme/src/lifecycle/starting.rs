@@ -1,6 +1,6 @@
 //! Starting a controller, for the first time or after a reset: its queues.
 
-use super::{ControllerTask, seconds};
+use super::ControllerTask;
 use crate::admin::AdminError;
 use crate::command::admin::{self, Identify};
 use crate::command::{ControllerData, ControllerKind, DeallocateLimits, PAGE, QueueId};
@@ -8,7 +8,7 @@ use crate::pair::QueuePair;
 use crate::registers::{self, Capabilities};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use bulkhead_dma::{NoPages, StartFailure};
+use bulkhead_dma::{NoPages, StartFailure, seconds};
 use bulkhead_xen::{Errno, Hypervisor, PAGE_SHIFT};
 use core::fmt;
 

@@ -35,11 +35,6 @@ impl QueuePair {
         }
     }
 
-    /// Returns whether the controller has none of its commands.
-    pub fn is_idle(&self) -> bool {
-        self.slots.all_free()
-    }
-
     /// Returns the number of commands that the controller has, and of those that it has completed so far.
     pub fn progress(&self) -> (usize, u64) {
         let at_work = self.slots.len() - self.slots.free();
@@ -187,12 +182,6 @@ impl QueuePair {
         }
     }
 
-    /// Notes the time, in seconds, at which checks of the commands begin: all commands count as sent now.
-    pub fn begin_ticks(&mut self, now: u32) {
-        self.now = now;
-        self.slots.used().for_each(|slot| slot.since = now);
-    }
-
     /// Notes the time, in seconds, and finds the commands that have taken `limit` seconds, or whose requests were
     /// cancelled. The controller has `grace` seconds beyond the limit to end them.
     pub fn late(&mut self, now: u32, limit: u32, grace: u32) -> Late {
@@ -284,6 +273,15 @@ impl QueuePair {
 impl HardwareQueue for QueuePair {
     fn state(&self) -> DeviceQueueState {
         self.state
+    }
+
+    fn is_idle(&self) -> bool {
+        self.slots.all_free()
+    }
+
+    fn begin_ticks(&mut self, now: u32) {
+        self.now = now;
+        self.slots.used().for_each(|slot| slot.since = now);
     }
 
     /// Returns whether the controller was asked to abort a command that it still has.

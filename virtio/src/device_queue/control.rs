@@ -21,11 +21,6 @@ impl DeviceQueue {
         self.counts
     }
 
-    /// Returns whether the device has none of its requests.
-    pub fn is_idle(&self) -> bool {
-        self.slots.all_free()
-    }
-
     /// Stops using the queue after a breach of the protocol, and has the device's task reset the device.
     #[cold]
     pub(super) fn break_down(&mut self, why: &str) {
@@ -126,12 +121,6 @@ impl DeviceQueue {
         }
     }
 
-    /// Notes the time, in seconds, at which checks of the requests begin: all requests count as asked now.
-    pub fn begin_ticks(&mut self, now: u32) {
-        self.now = now;
-        self.slots.used().for_each(|slot| slot.since = now);
-    }
-
     /// Notes the time, in seconds. Returns whether the device has had a request for `limit` seconds or longer.
     pub fn is_late(&mut self, now: u32, limit: u32) -> bool {
         self.now = now;
@@ -193,6 +182,15 @@ impl DeviceQueue {
 impl HardwareQueue for DeviceQueue {
     fn state(&self) -> DeviceQueueState {
         self.state
+    }
+
+    fn is_idle(&self) -> bool {
+        self.slots.all_free()
+    }
+
+    fn begin_ticks(&mut self, now: u32) {
+        self.now = now;
+        self.slots.used().for_each(|slot| slot.since = now);
     }
 
     fn has_late(&mut self) -> bool {

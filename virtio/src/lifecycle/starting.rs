@@ -1,6 +1,6 @@
 //! Starting a device, for the first time or after a reset (virtio 1.2, section 3.1.1).
 
-use super::{CHANGES, DeviceTask, seconds};
+use super::{CHANGES, DeviceTask};
 use crate::device::Device;
 use crate::device_queue::DeviceQueue;
 use crate::devices::Devices;
@@ -13,6 +13,7 @@ use alloc::rc::Rc;
 use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use bulkhead_dma::{Ticks, seconds};
 use bulkhead_executor::Handover;
 use bulkhead_pci::{Function, PciError, PciHost};
 use spin::Mutex;
@@ -56,7 +57,7 @@ impl<'d, H: PciHost> DeviceTask<'d, H> {
             generation: 0,
             changes: CHANGES,
             next_size: None,
-            tick: None,
+            ticks: Ticks::default(),
         })
     }
 

@@ -20,6 +20,10 @@ const START_AGAIN: Duration = Duration::from_secs(1);
 const RECOVERED: Duration = Duration::from_secs(600);
 const RESETS: u32 = 5;
 
+/// The first pause between two looks at a device's state, and the longest one.
+const FIRST_LOOK: Duration = Duration::from_micros(100);
+const LAST_LOOK: Duration = Duration::from_millis(10);
+
 /// The reason why a device does not start.
 pub trait StartFailure: fmt::Display {
     /// Returns whether it is of no use to try again at once.
@@ -145,6 +149,22 @@ pub trait DriverTask {
             queue.lock().quiet();
         }
         true
+    }
+
+    /// Looks at the device's state until it is as wanted. Returns false if that takes longer than `timeout`.
+    async fn look_until(&self, timeout: Duration, is_as_wanted: impl Fn() -> bool) -> bool {
+        let deadline = self.handle().now() + timeout;
+        let mut pause = FIRST_LOOK;
+        loop {
+            if is_as_wanted() {
+                return true;
+            }
+            if self.handle().now() >= deadline {
+                return false;
+            }
+            self.handle().sleep(pause).await;
+            pause = (pause * 2).min(LAST_LOOK);
+        }
     }
 
     /// Returns whether a check of the commands is due at the time `now`. Begins the checks if there are commands now.

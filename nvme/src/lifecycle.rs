@@ -33,10 +33,6 @@ const SHUTS_DOWN: Duration = Duration::from_secs(10);
 /// The time in which a controller is to stop if its registers do not tell one any more.
 const NO_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The first pause between two looks at the controller's state, and the longest one.
-const FIRST_LOOK: Duration = Duration::from_micros(100);
-const LAST_LOOK: Duration = Duration::from_millis(10);
-
 /// The number of events that are handled before other tasks have their turn.
 const EVENTS_AT_ONCE: usize = 8;
 
@@ -150,18 +146,9 @@ impl<H: Hypervisor> ControllerTask<'_, H> {
         timeout: Duration,
         wanted: impl Fn(registers::ControllerStatus) -> bool,
     ) -> bool {
-        let deadline = self.handle.now() + timeout;
-        let mut pause = FIRST_LOOK;
-        loop {
-            if wanted(registers::status(&**self.controller.registers())) {
-                return true;
-            }
-            if self.handle.now() >= deadline {
-                return false;
-            }
-            self.handle.sleep(pause).await;
-            pause = (pause * 2).min(LAST_LOOK);
-        }
+        let registers = self.controller.registers();
+        self.look_until(timeout, || wanted(registers::status(&**registers)))
+            .await
     }
 }
 

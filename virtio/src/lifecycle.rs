@@ -34,10 +34,6 @@ const REQUEST_TICKS: u32 = 30;
 /// The time that a device may take for a reset.
 const RESETS_ITSELF: Duration = Duration::from_secs(5);
 
-/// The first pause between two looks at the device's state, and the longest one.
-const FIRST_LOOK: Duration = Duration::from_micros(100);
-const LAST_LOOK: Duration = Duration::from_millis(10);
-
 /// The limit on changes of its size that a device causes: 16 at once, and one more every 30 seconds. Each is a line in
 /// the log, and is passed on to all guests that use it.
 const CHANGES: RateLimit = RateLimit::new(16, Duration::from_secs(30));
@@ -168,19 +164,8 @@ impl<H: PciHost> DeviceTask<'_, H> {
 
     /// Polls the device's status until it is as wanted. Returns false if that takes longer than [`RESETS_ITSELF`].
     async fn until(&self, wanted: impl Fn(transport::State) -> bool) -> bool {
-        let handle = self.devices.handle();
-        let deadline = handle.now() + RESETS_ITSELF;
-        let mut pause = FIRST_LOOK;
-        loop {
-            if wanted(self.transport.state()) {
-                return true;
-            }
-            if handle.now() >= deadline {
-                return false;
-            }
-            handle.sleep(pause).await;
-            pause = (pause * 2).min(LAST_LOOK);
-        }
+        self.look_until(RESETS_ITSELF, || wanted(self.transport.state()))
+            .await
     }
 }
 

@@ -3,6 +3,7 @@
 //! - [`DmaPages`]: pages that the device reads and writes by bus address: its queues, its lists of pages.
 //! - [`QueueClient`]: one of the queues of guests' rings that share a queue of the device: the device's commands that it
 //!   uses, and its completions.
+//! - [`QueueClients`]: all of these, and how they share the device's commands.
 //! - [`PassedThrough`]: a device's state, which all vCPUs share.
 //! - [`HardwareQueue`]: a queue of the device, as its task starts and stops it.
 //! - [`DriverTask`]: the device's task: starts it, resets it when it fails, and stops it.
@@ -17,6 +18,7 @@
 extern crate alloc;
 
 mod client;
+mod clients;
 mod devices;
 mod given_up;
 mod hardware_queue;
@@ -27,6 +29,7 @@ mod ticks;
 mod watch;
 
 pub use client::{Drained, QueueClient};
+pub use clients::QueueClients;
 pub use devices::{Devices, short_name};
 pub use given_up::{Refusal, leaves_before_trial};
 pub use hardware_queue::{DeviceQueueState, HardwareQueue};

@@ -15,8 +15,7 @@ use crate::rings::{Rings, SUBMISSIONS};
 use crate::slots::{CommandSlots, Owner};
 use crate::splits::{Action, Blocks, Splits};
 use alloc::sync::Arc;
-use alloc::vec::Vec;
-use bulkhead_dma::{DeviceQueueState, NoPages, QueueClient, Watch};
+use bulkhead_dma::{DeviceQueueState, NoPages, QueueClients, Watch};
 use bulkhead_grant::OutOfMemory;
 use bulkhead_images::{IoError, IoSegment, Submitted, Tag};
 use bulkhead_xen::{DmaMemory, Registers};
@@ -54,11 +53,7 @@ pub struct QueuePair {
     splits: Splits,
     /// The most that the controller deallocates or clears with one command.
     limits: DeallocateLimits,
-    clients: Vec<QueueClient>,
-    /// The number of clients of which a request was refused as no slot was free, and that still wait for one.
-    waiting_clients: usize,
-    /// The client that is offered a free slot first.
-    turn: usize,
+    clients: QueueClients,
     /// The current time in seconds, as of the last check of the commands.
     now: u32,
     counts: QueuePairCounts,
@@ -83,9 +78,7 @@ impl QueuePair {
             slots: CommandSlots::new(SUBMISSIONS - 1)?,
             splits: Splits::new()?,
             limits,
-            clients: Vec::new(),
-            waiting_clients: 0,
-            turn: 0,
+            clients: QueueClients::default(),
             now: 0,
             counts: QueuePairCounts::default(),
         })
@@ -98,15 +91,7 @@ impl QueuePair {
 
     /// Adds a queue for up to `depth` requests at a time, and returns its number.
     pub fn open(&mut self, depth: usize) -> Result<usize, OutOfMemory> {
-        if let Some(unused) = self.clients.iter().position(QueueClient::is_unused) {
-            return self.clients[unused].reopen(depth).map(|()| unused);
-        }
-        let client = QueueClient::new(depth)?;
-        let bytes = size_of::<QueueClient>();
-        let reserved = self.clients.try_reserve(1);
-        reserved.map_err(|_| OutOfMemory { bytes })?;
-        self.clients.push(client);
-        Ok(self.clients.len() - 1)
+        self.clients.open(depth)
     }
 
     /// Takes a request, and sends it or the part of it that can be sent now.
@@ -123,7 +108,7 @@ impl QueuePair {
             return submitted;
         }
         let Some(slot) = self.slots.next() else {
-            return self.busy(number);
+            return self.clients.busy(number);
         };
         if action.moves_data() {
             let run = match run(segments.iter().map(Part::of), &self.lists.of(slot)) {
@@ -141,7 +126,7 @@ impl QueuePair {
             let command = forget(action, &blocks, blocks.count, &self.lists, slot);
             self.send(command, Owner::Request(tag), number);
         }
-        self.note_taken(number);
+        self.clients.note_taken(number);
         Submitted::Pending
     }
 
@@ -151,49 +136,18 @@ impl QueuePair {
             return submitted;
         }
         if self.slots.free() == 0 {
-            return self.busy(number);
+            return self.clients.busy(number);
         }
         self.send(nvm::flush(blocks.namespace), Owner::Request(tag), number);
-        self.note_taken(number);
+        self.clients.note_taken(number);
         Submitted::Pending
     }
 
     /// Returns the answer to a request that cannot be taken now: busy, or failed. `None` if it can be taken.
     #[inline]
     fn cannot_take(&mut self, number: usize) -> Option<Submitted> {
-        match self.state {
-            DeviceQueueState::Running => {}
-            DeviceQueueState::Dead | DeviceQueueState::Stuck => {
-                return Some(Submitted::Done(Err(IoError::Medium)));
-            }
-            DeviceQueueState::Stopped | DeviceQueueState::Quiet | DeviceQueueState::Broken => {
-                return Some(self.busy(number));
-            }
-        }
-        let has_share = self.waiting_clients == 0 || self.has_share(number);
-        (!has_share || self.clients[number].is_full()).then(|| self.busy(number))
-    }
-
-    /// Returns whether a client may have one more command while others wait for one: if it has less than its equal
-    /// share.
-    #[cold]
-    fn has_share(&self, number: usize) -> bool {
-        let active = self.clients.iter().filter(|client| client.is_active());
-        let share = (self.slots.len() / active.count().max(1)).max(1);
-        self.clients[number].commands < share
-    }
-
-    #[cold]
-    fn busy(&mut self, number: usize) -> Submitted {
-        self.waiting_clients += usize::from(self.clients[number].note_busy());
-        Submitted::Busy
-    }
-
-    #[inline]
-    fn note_taken(&mut self, number: usize) {
-        if self.clients[number].taken() {
-            self.waiting_clients -= 1;
-        }
+        self.clients
+            .cannot_take(number, self.state, self.slots.len())
     }
 
     /// Sends a command from the next free slot.
@@ -230,7 +184,7 @@ impl QueuePair {
                 return false;
             }
         }
-        if any && (self.waiting_clients > 0 || self.splits.any()) {
+        if any && (self.clients.any_waits() || self.splits.any()) {
             self.use_free_slots();
         }
         self.rings.acknowledge(&*self.registers, false);

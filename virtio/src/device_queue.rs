@@ -12,8 +12,7 @@ use crate::ring::{MOST_ENTRIES, Ring, Used};
 use crate::slots::{Chain, Request, RequestSlot, RequestSlots, SectorRange, indirect};
 use crate::transport::{Doorbell, Transport};
 use alloc::sync::Arc;
-use alloc::vec::Vec;
-use bulkhead_dma::{DeviceQueueState, NoPages, QueueClient, Watch};
+use bulkhead_dma::{DeviceQueueState, NoPages, QueueClients, Watch};
 use bulkhead_grant::OutOfMemory;
 use bulkhead_images::{IoError, IoSegment, Submitted, Tag};
 use bulkhead_xen::DmaMemory;
@@ -47,11 +46,7 @@ pub struct DeviceQueue {
     /// The number of descriptors in the queue's own table that each chain has; `None` if chains are in indirect tables,
     /// and have one there.
     direct: Option<usize>,
-    clients: Vec<QueueClient>,
-    /// The number of clients of which a request was refused as no slot was free, and that still wait for one.
-    waiting_clients: usize,
-    /// The client that is offered a free slot first.
-    turn: usize,
+    clients: QueueClients,
     /// The current time in seconds, as of the last check of the requests.
     now: u32,
     /// The request by which data is discarded, and the most sectors of one.
@@ -81,9 +76,7 @@ impl DeviceQueue {
             ring: Ring::new(memory)?,
             slots: RequestSlots::new(memory, slots)?,
             direct,
-            clients: Vec::new(),
-            waiting_clients: 0,
-            turn: 0,
+            clients: QueueClients::default(),
             now: 0,
             discards,
             counts: DeviceQueueCounts::default(),
@@ -103,15 +96,7 @@ impl DeviceQueue {
 
     /// Adds a queue for up to `depth` requests at a time, and returns its number.
     pub fn open(&mut self, depth: usize) -> Result<usize, OutOfMemory> {
-        if let Some(unused) = self.clients.iter().position(QueueClient::is_unused) {
-            return self.clients[unused].reopen(depth).map(|()| unused);
-        }
-        let client = QueueClient::new(depth)?;
-        let bytes = size_of::<QueueClient>();
-        let reserved = self.clients.try_reserve(1);
-        reserved.map_err(|_| OutOfMemory { bytes })?;
-        self.clients.push(client);
-        Ok(self.clients.len() - 1)
+        self.clients.open(depth)
     }
 
     /// Takes a request.
@@ -123,16 +108,18 @@ impl DeviceQueue {
         request: &Request,
         segments: &[IoSegment],
     ) -> Submitted {
-        if let Some(submitted) = self.cannot_take(client) {
+        let state = self.state;
+        if let Some(submitted) = self.clients.cannot_take(client, state, self.slots.len()) {
             return submitted;
         }
         let Some(number) = self.slots.next() else {
-            return self.busy(client);
+            return self.clients.busy(client);
         };
         let (descriptors, writable) = match self.build(number, request, segments) {
             Ok(built) => built,
             Err(error) => return Submitted::Done(Err(error)),
         };
+        self.clients.note_taken(client).commands += 1;
         self.slots.take(RequestSlot {
             tag,
             client: client as u16,
@@ -145,10 +132,6 @@ impl DeviceQueue {
             unwanted: false,
             late: false,
         });
-        self.clients[client].commands += 1;
-        if self.clients[client].taken() {
-            self.waiting_clients -= 1;
-        }
         self.push(number);
         self.watch.begin_ticks();
         Submitted::Pending
@@ -203,36 +186,6 @@ impl DeviceQueue {
         }
     }
 
-    /// Returns the answer to a request that cannot be taken now: busy, or failed. `None` if it can be taken.
-    #[inline]
-    fn cannot_take(&mut self, client: usize) -> Option<Submitted> {
-        match self.state {
-            DeviceQueueState::Running => {}
-            DeviceQueueState::Dead | DeviceQueueState::Stuck => {
-                return Some(Submitted::Done(Err(IoError::Medium)));
-            }
-            DeviceQueueState::Stopped | DeviceQueueState::Quiet | DeviceQueueState::Broken => {
-                return Some(self.busy(client));
-            }
-        }
-        let has_share = self.waiting_clients == 0 || self.has_share(client);
-        (!has_share || self.clients[client].is_full()).then(|| self.busy(client))
-    }
-
-    /// Returns whether a client may have one more slot while others wait for one: if it has less than its equal share.
-    #[cold]
-    fn has_share(&self, client: usize) -> bool {
-        let active = self.clients.iter().filter(|client| client.is_active());
-        let share = (self.slots.len() / active.count().max(1)).max(1);
-        self.clients[client].commands < share
-    }
-
-    #[cold]
-    fn busy(&mut self, client: usize) -> Submitted {
-        self.waiting_clients += usize::from(self.clients[client].note_busy());
-        Submitted::Busy
-    }
-
     /// Makes the requests that were added available, and notifies the device if it wants that.
     #[inline]
     pub fn submit(&mut self) {
@@ -272,7 +225,7 @@ impl DeviceQueue {
                 }
             }
         }
-        if any && self.waiting_clients > 0 {
+        if any && self.clients.any_waits() {
             self.use_free_slots();
         }
     }

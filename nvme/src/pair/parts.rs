@@ -22,7 +22,7 @@ impl QueuePair {
             return Submitted::Done(Err(IoError::Misaligned));
         }
         let Some(split) = self.splits.begin(number as u16, tag, action, blocks) else {
-            return self.busy(number);
+            return self.clients.busy(number);
         };
         let parts = &mut self.splits.get(split).parts;
         for segment in segments {
@@ -34,7 +34,7 @@ impl QueuePair {
                 }
             }
         }
-        self.note_taken(number);
+        self.clients.note_taken(number);
         self.advance(split);
         Submitted::Pending
     }
@@ -61,7 +61,7 @@ impl QueuePair {
             let Some(slot) = self.slots.next() else {
                 return;
             };
-            if self.waiting_clients > 0 && !self.has_share(client) {
+            if self.clients.any_waits() && !self.clients.has_share(client, self.slots.len()) {
                 return;
             }
             let split = self.splits.get(number);

@@ -32,24 +32,14 @@ impl DeviceQueue {
     /// Offers free slots, in turn, to the clients of which a request was refused.
     #[cold]
     pub(super) fn use_free_slots(&mut self) {
-        let (count, mut free) = (self.clients.len(), self.slots.free());
-        let first = self.turn;
-        for offset in 0..count {
-            let number = (first + offset) % count;
-            let client = &self.clients[number];
-            if free > 0 && client.waits() && !client.is_full() && self.has_share(number) {
-                free -= 1;
-                self.turn = number + 1;
-                self.clients[number].tell();
-            }
-        }
+        self.clients.offer(self.slots.free(), self.slots.len());
     }
 
     /// Notes that a client does not use the slot that it was offered, and offers it to the next one. There may be no
     /// request in flight whose end would do so.
     #[cold]
     pub(super) fn pass_on(&mut self) {
-        self.waiting_clients -= 1;
+        self.clients.end_wait();
         if self.state == DeviceQueueState::Running {
             self.use_free_slots();
         }
@@ -108,15 +98,6 @@ impl DeviceQueue {
             let slot = self.slots.get(number);
             if slot.used && slot.unwanted {
                 self.end(number, Err(IoError::Cancelled));
-            }
-        }
-    }
-
-    /// Wakes all clients that wait for a slot: their requests fail now.
-    fn tell_all(&mut self) {
-        for client in &mut self.clients {
-            if client.waits() {
-                client.tell();
             }
         }
     }
@@ -215,11 +196,11 @@ impl HardwareQueue for DeviceQueue {
                 self.end(number, Err(IoError::Medium));
             }
         }
-        self.tell_all();
+        self.clients.tell_all();
     }
 
     fn set_stuck(&mut self) {
         self.state = DeviceQueueState::Stuck;
-        self.tell_all();
+        self.clients.tell_all();
     }
 }

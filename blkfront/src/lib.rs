@@ -19,6 +19,8 @@
 //! nothing else happens to them or to other guests.
 //!
 //! Read next: [`decide`], the state machine; [`Link`], a ring and its queues; [`VbdQueue`], the data.
+//!
+//! [`decide`]: bulkhead_xenbus::frontend::decide
 
 #![no_std]
 #![deny(unsafe_code)]

@@ -23,9 +23,10 @@ const EDGES: [&str; 4] = [
 const COMPARISONS: [&str; 1] = ["-Cllvm-args=-sanitizer-coverage-trace-compares"];
 
 /// The crates that read foreign data: they are to meet the values with which they compare it.
-const PARSERS: [&str; 16] = [
+const PARSERS: [&str; 17] = [
     "bulkhead_blkback",
     "bulkhead_blkfront",
+    "bulkhead_dma",
     "bulkhead_grant",
     "bulkhead_images",
     "bulkhead_nbd",

@@ -30,6 +30,8 @@
 //! of the interface: they are taken back when it lets go of them.
 //!
 //! Read next: [`Interfaces`]; [`TcpStream`]; [`decide`], the state machine; [`InterfaceSettings`], the command line.
+//!
+//! [`decide`]: bulkhead_xenbus::frontend::decide
 
 #![no_std]
 #![deny(unsafe_code)]

@@ -2,12 +2,15 @@
 
 use super::main_job::FIO_LIMIT;
 use crate::config::Kind;
+use crate::host::domain::Domain;
 use crate::host::guest::Guest;
 use crate::host::vbd_statistics::VbdStatistics;
 use crate::testbed::images::Image;
-use crate::testbed::storage::{device_number, disk};
+use crate::testbed::storage::{Running, device_number, disk};
 use crate::testbed::{Part, Scenario, Testbed, fio};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use std::thread::sleep;
+use std::time::Duration;
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -116,27 +119,62 @@ fn map_slots(testbed: &Testbed) -> Result<()> {
         for (device, storage) in ["xvda", "xvdb"].into_iter().zip(&storages) {
             let count = guests.len();
             testbed.step(format!("fio on {device} in {count} at a time"));
-            let options = "--bsrange=64k-64k --iodepth=32";
-            let command = fio::verify_command_with(&format!("/dev/{device}"), options);
-            let jobs = guests.iter().map(|guest| guest.start(&command));
-            let jobs = jobs.collect::<Result<Vec<_>>>()?;
-            for (guest, job) in guests.iter().zip(jobs) {
-                fio::finish(guest, job, FIO_LIMIT)?;
-                let counted = storage.statistics(guest, device_number(device))?;
-                ensure!(counted.get("errors")? == 0, "requests failed: {counted:?}");
-            }
+            fio_in_each(&guests, device, storage, Duration::ZERO)?;
         }
     }
-    // All that Linux ever has granted stays mapped, unless Xen lets us have fewer pages mapped. How many
-    // two guests want at a time depends on the host's speed; it is more than one frame tracks.
-    let mut given_up = 0;
-    for guest in &guests {
-        let counted = storages[0].statistics(guest, device_number("xvda"))?;
-        given_up += counted.get("unmap_calls")?;
+    // All that Linux ever has granted stays mapped, unless Xen lets us have fewer pages mapped.
+    testbed.step("both ask for as much as they can before they are answered");
+    let mut stops = STOPS.into_iter();
+    while !was_limit_reached(&guests, &storages[0])? {
+        let stop = stops
+            .next()
+            .context("the limit of one frame was never reached")?;
+        fio_in_each(&guests, "xvda", &storages[0], stop)?;
     }
-    ensure!(given_up > 0, "the limit of one frame was never reached");
     Guest::destroy_all(&mut guests)?;
     storages
         .iter_mut()
         .try_for_each(|storage| storage.shutdown())
+}
+
+/// The times for which a driver domain does not run while fio begins in two guests. How long fio takes to begin depends on
+/// the host's speed.
+const STOPS: [Duration; 4] = [
+    Duration::from_secs(4),
+    Duration::from_secs(8),
+    Duration::from_secs(16),
+    Duration::from_secs(32),
+];
+
+/// Has fio verify a disk in all guests at the same time. At first, the driver domain does not run for that time, so that
+/// each guest has asked for as much as it can at a time.
+fn fio_in_each(guests: &[Guest], device: &str, storage: &Running, stop: Duration) -> Result<()> {
+    let options = "--bsrange=64k-64k --iodepth=32";
+    let command = fio::verify_command_with(&format!("/dev/{device}"), options);
+    if !stop.is_zero() {
+        storage.pause()?;
+    }
+    let jobs = guests.iter().map(|guest| guest.start(&command));
+    let jobs = jobs.collect::<Result<Vec<_>>>()?;
+    if !stop.is_zero() {
+        sleep(stop);
+        Domain::unpause(storage)?;
+    }
+    for (guest, job) in guests.iter().zip(jobs) {
+        fio::finish(guest, job, FIO_LIMIT)?;
+        let counted = storage.statistics(guest, device_number(device))?;
+        ensure!(counted.get("errors")? == 0, "requests failed: {counted:?}");
+    }
+    Ok(())
+}
+
+/// Returns whether a page that was kept mapped was unmapped, for want of room.
+fn was_limit_reached(guests: &[Guest], storage: &Running) -> Result<bool> {
+    for guest in guests {
+        let counted = storage.statistics(guest, device_number("xvda"))?;
+        if counted.get("unmap_calls")? > 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

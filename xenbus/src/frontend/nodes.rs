@@ -113,7 +113,8 @@ impl FrontendNodes {
         Ok((XenbusState::parse(state.as_deref()), is_online))
     }
 
-    /// Polls for a change of the backend's nodes. Before they are read because of it, [`Self::paced`] is due.
+    /// Polls for a change of the backend's nodes. If the backend is not trusted, [`Self::paced`] is due before they are read
+    /// because of it.
     pub fn poll_backend(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
         let Some(peer) = &mut self.peer else {
             return Poll::Pending;

@@ -4,7 +4,6 @@ use super::cpio::Cpio;
 use super::root_tar::RootTar;
 use super::{pcifront, unpack};
 use anyhow::{Context, Result};
-use std::collections::BTreeSet;
 
 /// The scripts that go into the archives; part of the cache's key.
 pub const SOURCES: &str = concat!(
@@ -113,26 +112,13 @@ pub(super) fn add_programs(
     programs: &[&str],
     list: &str,
 ) -> Result<()> {
-    let (listing, _) = tar.read(list)?;
-    let mut files = libraries(&String::from_utf8_lossy(&listing));
+    let mut files = tar.libraries(list)?;
     files.extend(programs.iter().map(|&program| program.to_owned()));
     for path in files {
         let (data, mode) = tar.read(&path)?;
         cpio.file(&path, mode, &data);
     }
     Ok(())
-}
-
-/// The paths in the output of `ldd`.
-fn libraries(listing: &str) -> BTreeSet<String> {
-    listing
-        .lines()
-        .filter_map(|line| {
-            line.split_whitespace()
-                .find(|word| word.starts_with('/') && !word.ends_with(':'))
-        })
-        .map(str::to_owned)
-        .collect()
 }
 
 /// The file that has the paths of the modules that init loads, and of those that may be loaded later.
@@ -219,21 +205,6 @@ mod tests {
                 "kernel/fs/jbd2/jbd2.ko",
                 "kernel/lib/crc16.ko",
                 "kernel/fs/ext4/ext4.ko"
-            ]
-        );
-    }
-
-    #[test]
-    fn ldd_output_gives_paths_only() {
-        let text = "/usr/bin/fio:\n\tlinux-vdso.so.1 (0x7ffd)\n\
-                    \tlibaio.so.1 => /lib/x86_64-linux-gnu/libaio.so.1 (0x7f)\n\
-                    \t/lib64/ld-linux-x86-64.so.2 (0x7f)\n";
-        let found: Vec<_> = libraries(text).into_iter().collect();
-        assert_eq!(
-            found,
-            [
-                "/lib/x86_64-linux-gnu/libaio.so.1",
-                "/lib64/ld-linux-x86-64.so.2"
             ]
         );
     }

@@ -1,7 +1,7 @@
 //! A Debian root as a tar archive on disk, read file by file in place.
 
 use anyhow::{Context, Result, bail};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -79,6 +79,12 @@ impl RootTar {
             .collect())
     }
 
+    /// Returns the paths in a file with the output of `ldd`.
+    pub fn libraries(&self, list: &str) -> Result<BTreeSet<String>> {
+        let (listing, _) = self.read(list)?;
+        Ok(paths(&String::from_utf8_lossy(&listing)))
+    }
+
     fn resolve(&self, path: &str) -> Result<String> {
         let mut todo: Vec<String> = clean(path).split('/').rev().map(str::to_owned).collect();
         let mut done: Vec<String> = Vec::new();
@@ -114,4 +120,36 @@ impl RootTar {
 
 fn clean(path: &str) -> String {
     path.trim_start_matches("./").trim_matches('/').to_owned()
+}
+
+/// The paths in the output of `ldd`.
+fn paths(listing: &str) -> BTreeSet<String> {
+    listing
+        .lines()
+        .filter_map(|line| {
+            line.split_whitespace()
+                .find(|word| word.starts_with('/') && !word.ends_with(':'))
+        })
+        .map(str::to_owned)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ldd_output_gives_paths_only() {
+        let text = "/usr/bin/fio:\n\tlinux-vdso.so.1 (0x7ffd)\n\
+                    \tlibaio.so.1 => /lib/x86_64-linux-gnu/libaio.so.1 (0x7f)\n\
+                    \t/lib64/ld-linux-x86-64.so.2 (0x7f)\n";
+        let found: Vec<_> = paths(text).into_iter().collect();
+        assert_eq!(
+            found,
+            [
+                "/lib/x86_64-linux-gnu/libaio.so.1",
+                "/lib64/ld-linux-x86-64.so.2"
+            ]
+        );
+    }
 }

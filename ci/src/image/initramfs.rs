@@ -2,8 +2,9 @@
 
 use super::cpio::Cpio;
 use super::root_tar::RootTar;
-use super::{pcifront, unpack};
+use super::{guest_fio, pcifront, unpack};
 use anyhow::{Context, Result};
+use std::path::Path;
 
 /// The scripts that go into the archives; part of the cache's key.
 pub const SOURCES: &str = concat!(
@@ -18,16 +19,12 @@ pub const SOURCES: &str = concat!(
 pub(super) const CODE: &str = concat!(
     include_str!("initramfs.rs"),
     include_str!("cpio.rs"),
+    include_str!("guest_fio.rs"),
     include_str!("pcifront.rs")
 );
 
-/// Programs that guests get.
-pub(super) const GUEST_PROGRAMS: &[&str] = &[
-    "/usr/bin/fio",
-    "/usr/sbin/mke2fs",
-    "/usr/sbin/e2fsck",
-    "/usr/bin/dd",
-];
+/// Programs that guests get beside [`fio`](guest_fio).
+pub(super) const GUEST_PROGRAMS: &[&str] = &["/usr/sbin/mke2fs", "/usr/sbin/e2fsck", "/usr/bin/dd"];
 
 /// The root's file that lists the libraries of these.
 pub(super) const GUEST_LIBRARIES: &str = "lab-libraries";
@@ -66,20 +63,19 @@ pub fn dom0(tar: &RootTar, version: &str) -> Result<Vec<u8>> {
 }
 
 /// A guest's archive: all it ever runs. Neither archive is compressed, because unpacking costs an
-/// emulated processor more than reading.
-pub fn guest(tar: &RootTar, version: &str) -> Result<Vec<u8>> {
+/// emulated processor more than reading. What is compiled for it is made in `dir`.
+pub fn guest(tar: &RootTar, version: &str, dir: &Path) -> Result<Vec<u8>> {
     let mut cpio = base(tar, GUEST_INIT)?;
     add_modules(&mut cpio, tar, version, GUEST_MODULES, AT_BOOT)?;
     add_modules(&mut cpio, tar, version, LATER_GUEST_MODULES, LATER)?;
     add_programs(&mut cpio, tar, GUEST_PROGRAMS, GUEST_LIBRARIES)?;
+    guest_fio::add(&mut cpio, tar, dir)?;
     cpio.symlink("usr/sbin/mkfs.ext4", "mke2fs");
     cpio.file("etc/mke2fs.conf", 0o644, &tar.read("etc/mke2fs.conf")?.0);
     Ok(cpio.finish())
 }
 
-/// A lean guest's archive: busybox and the block frontend, 3 MB. A guest's usual 90 MB are nearly all
-/// libraries that fio is linked with (Ceph's and what they need), which cost a guest 250 MiB of memory
-/// and seconds of its boot.
+/// A lean guest's archive: busybox and the block frontend.
 pub fn lean_guest(tar: &RootTar, version: &str) -> Result<Vec<u8>> {
     let mut cpio = base(tar, GUEST_INIT)?;
     add_modules(&mut cpio, tar, version, LEAN_GUEST_MODULES, AT_BOOT)?;

@@ -6,6 +6,7 @@
 pub mod cpio;
 pub mod ext2;
 pub mod guest32;
+mod guest_fio;
 mod initramfs;
 pub mod linux_driver_domain;
 pub mod nbd_server_domain;
@@ -77,6 +78,7 @@ const INCLUDED: &[&str] = &[
 /// file of that name lists these.
 const PROGRAMS: &[(&str, &[&str])] = &[
     (initramfs::GUEST_LIBRARIES, initramfs::GUEST_PROGRAMS),
+    (guest_fio::LIBRARIES, &[guest_fio::PROGRAM]),
     (second_kernel::LIBRARIES, &[second_kernel::PROGRAM]),
     (
         linux_driver_domain::LIBRARIES,
@@ -198,7 +200,8 @@ fn make_boot(root: &Path, release: Release, dir: &Path, say: &dyn Fn(&str)) -> R
     fs::write(guest.join("vmlinux"), unpack::kernel(&bz_image)?)?;
 
     fs::write(dir.join("dom0-initramfs"), initramfs::dom0(&tar, &version)?)?;
-    fs::write(guest.join("initramfs"), initramfs::guest(&tar, &version)?)?;
+    let archive = initramfs::guest(&tar, &version, dir)?;
+    fs::write(guest.join("initramfs"), archive)?;
     let lean = initramfs::lean_guest(&tar, &version)?;
     let second = second_kernel::archive(&tar, &bz_image, &lean)?;
     fs::write(guest.join("initramfs-lean"), lean)?;

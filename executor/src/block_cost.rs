@@ -10,6 +10,18 @@ const MEASURED: usize = 8;
 /// hypercalls.
 const SELDOM: u32 = 256;
 
+/// The time that a wake-up takes at most where nothing slows the machine down. (Xen lets timers be late by 50 µs:
+/// `timer_slop`.)
+const USUAL: Duration = Duration::from_micros(64);
+/// The most by which a slow machine counts as slower: whatever is measured, nobody waits without a limit.
+const MOST_SLOWER: u128 = 16;
+
+/// Returns how many times longer than usual a wake-up takes that took so long.
+pub(crate) fn scale(took: Option<Duration>) -> u32 {
+    let times = took.map_or(1, |took| took.as_nanos() / USUAL.as_nanos());
+    times.clamp(1, MOST_SLOWER) as u32
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct BlockCost {
     sleeps: Cell<u32>,
@@ -83,6 +95,14 @@ mod tests {
             }
         }
         read.get()
+    }
+
+    #[test]
+    fn a_machine_is_slower_by_a_limited_factor() {
+        let scale = |micros| scale(Some(Duration::from_micros(micros)));
+        assert_eq!((scale(0), scale(127), scale(128)), (1, 1, 2));
+        assert_eq!((scale(1023), scale(1024), scale(u64::MAX)), (15, 16, 16));
+        assert_eq!(super::scale(None), 1);
     }
 
     #[test]

@@ -270,6 +270,13 @@ impl<H: Hypervisor> Handle<H> {
         self.core.block_cost.get()
     }
 
+    /// Returns how many times longer than 64 µs a wake-up takes on this machine, from 1 to 16: 1 if that is not known.
+    /// What is worth waiting for to save a wake-up is longer in proportion.
+    pub fn wakeup_scale(&self) -> u32 {
+        let latency = self.core.timers.slower_latency();
+        block_cost::scale(latency.max(self.block_cost()))
+    }
+
     /// Takes over a bound port: its notifications wake the task that waits for them, and dropping the
     /// channel closes it.
     pub fn event_channel(&self, port: Port) -> EventChannel<H> {

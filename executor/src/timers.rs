@@ -26,6 +26,7 @@ pub(crate) struct Timers {
     slept: Cell<usize>,
     late: Cell<[Duration; SLEEPS]>,
     wakeup_latency: Cell<Option<Duration>>,
+    slower_latency: Cell<Option<Duration>>,
 }
 
 impl Timers {
@@ -57,10 +58,16 @@ impl Timers {
         let known = &mut late[..SLEEPS.min(count + 1)];
         known.sort_unstable();
         self.wakeup_latency.set(Some(known[known.len() / 4]));
+        self.slower_latency.set(Some(known[known.len() * 3 / 4]));
     }
 
     pub(crate) fn wakeup_latency(&self) -> Option<Duration> {
         self.wakeup_latency.get()
+    }
+
+    /// Returns the delay that a quarter of the last sleeps had at least, whatever kept the processor.
+    pub(crate) fn slower_latency(&self) -> Option<Duration> {
+        self.slower_latency.get()
     }
 
     pub(crate) fn next(&self) -> Option<Instant> {

@@ -84,7 +84,8 @@ async fn hold_back<H: Hypervisor>(
     let mut held_back = false;
     loop {
         let (at_work, done) = pair.lock().progress();
-        let Some(pause) = moderation.pause(handle.now(), at_work, done) else {
+        let (now, scale) = (handle.now(), handle.wakeup_scale());
+        let Some(pause) = moderation.pause(now, at_work, done, scale) else {
             break;
         };
         if !held_back {

@@ -25,7 +25,9 @@ use core::time::Duration;
 /// The least and the most batches between two measurements of N. The number rises while N stays the same.
 const OFTEN: u32 = 16;
 const SELDOM: u32 = 1024;
-/// The longest time that a response is held back if no other one joins it, unless the operator sets another.
+/// The longest time that a response is held back if no other one joins it, unless the operator sets another. Where
+/// wake-ups take longer than usual ([`BlockCosts::scale`]), it is longer in proportion: the guest's take as long, and that
+/// is what a batch spares it.
 pub const MOST: Duration = Duration::from_millis(2);
 /// The same for a frontend that usually takes longer than this from one request to the next: what would join the
 /// response is too long in coming.
@@ -38,6 +40,9 @@ const FROZEN_CLOCK: u32 = 64;
 /// Makes the decisions for one queue.
 #[derive(Debug)]
 pub struct Coalescer {
+    /// The longest time that a response is held back, as the operator wants it.
+    chosen_hold: Option<Duration>,
+    /// The one that holds, and the one of a slow frontend.
     hold: Nanos,
     hold_of_slow: Nanos,
     poll: PollWindow,
@@ -101,9 +106,10 @@ impl Sleep {
 impl Coalescer {
     /// Returns the state of a new queue.
     pub fn new(options: QueueOptions, now: Instant, costs: BlockCosts) -> Self {
-        Coalescer {
-            hold: nanos(options.hold.unwrap_or(MOST)),
-            hold_of_slow: nanos(options.hold.unwrap_or(MOST_OF_SLOW)),
+        let mut coalescer = Coalescer {
+            chosen_hold: options.hold,
+            hold: 0,
+            hold_of_slow: 0,
             poll: PollWindow::new(options.poll, costs),
             closed_loop: ClosedLoop::new(options.poll),
             alone: true,
@@ -121,7 +127,17 @@ impl Coalescer {
             woken: false,
             last_look: now,
             same_looks: 0,
-        }
+        };
+        coalescer.set_costs(costs);
+        coalescer
+    }
+
+    /// Notes the cost of blocking, which may have been measured again.
+    fn set_costs(&mut self, costs: BlockCosts) {
+        let scale = costs.scale.max(1);
+        self.hold = nanos(self.chosen_hold.unwrap_or(MOST * scale));
+        self.hold_of_slow = nanos(self.chosen_hold.unwrap_or(MOST_OF_SLOW * scale));
+        self.poll.set_costs(costs);
     }
 
     /// Returns the next action for a queue with `waiting` requests and responses, of at most `most`.
@@ -298,7 +314,7 @@ impl Coalescer {
         self.longest = 0;
         self.batches = self.batches.wrapping_add(1);
         if self.batches.is_multiple_of(COSTS_EVERY) {
-            self.poll.set_costs(costs());
+            self.set_costs(costs());
         }
     }
 

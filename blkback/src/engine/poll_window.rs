@@ -54,6 +54,8 @@ pub struct BlockCosts {
     pub run_time: Option<Duration>,
     /// The time by which timers wake it late.
     pub wakeup_latency: Option<Duration>,
+    /// How many times longer than usual a wake-up takes on this machine. 0 is the same as 1.
+    pub scale: u32,
 }
 
 /// A yes or no for each of the last `LAST` cases, 32 at most.
@@ -154,6 +156,7 @@ mod tests {
         let costs = BlockCosts {
             run_time: Some(Duration::from_micros(cost)),
             wakeup_latency: Some(Duration::from_micros(150)),
+            scale: 2,
         };
         PollWindow::new(chosen, costs)
     }

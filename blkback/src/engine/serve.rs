@@ -187,6 +187,7 @@ fn block_costs<H: Hypervisor>(handle: &Handle<H>) -> BlockCosts {
     BlockCosts {
         run_time: handle.block_cost(),
         wakeup_latency: handle.wakeup_latency(),
+        scale: handle.wakeup_scale(),
     }
 }
 

@@ -9,6 +9,7 @@ const COST: Duration = micros(10);
 const COSTS: BlockCosts = BlockCosts {
     run_time: Some(COST),
     wakeup_latency: None,
+    scale: 1,
 };
 /// Slots of a ring.
 const SLOTS: u32 = 32;
@@ -28,6 +29,7 @@ fn options(poll: Option<u64>, hold: Option<u64>) -> QueueOptions {
 /// A frontend and the task that serves its queue, on a clock of their own.
 struct Served {
     coalescer: Coalescer,
+    costs: BlockCosts,
     now: Instant,
     /// The times at which the waiting requests came.
     waiting: Vec<Instant>,
@@ -47,6 +49,7 @@ impl Served {
     fn with(options: QueueOptions) -> Served {
         Served {
             coalescer: Coalescer::new(options, START, COSTS),
+            costs: COSTS,
             now: START,
             waiting: Vec::new(),
             next: None,
@@ -94,7 +97,7 @@ impl Served {
                 self.slowest = slowest.fold(self.slowest, Duration::max);
                 self.batches += 1;
                 self.in_vain = Duration::ZERO;
-                self.coalescer.answered(0, || COSTS);
+                self.coalescer.answered(0, || self.costs);
                 if self.next.is_none() {
                     self.next = following(0).map(|span| self.now + span);
                 }
@@ -239,6 +242,27 @@ fn only_a_frontend_that_asks_often_is_waited_for_longer() {
     served.forget();
     served.run(8, micros(900), 1000);
     assert!(served.slowest <= MOST_OF_SLOW, "{:?}", served.slowest);
+}
+
+#[test]
+fn where_wake_ups_take_long_slow_frontends_are_waited_for() {
+    let batches = |scale, gap| {
+        let mut served = Served::new();
+        served.costs.scale = scale;
+        served.run(32, gap, 1000);
+        served.forget();
+        let batches = served.run(32, gap, 10_000);
+        let most = MOST * scale * 32;
+        assert!(served.slowest <= most, "{:?}", served.slowest);
+        batches
+    };
+    assert!(batches(1, micros(1500)) > 5000);
+    assert!(batches(8, micros(1500)) < 1000);
+    assert!(batches(8, micros(5000)) > 5000, "too slow even so");
+    // What the operator chooses holds.
+    let mut served = Served::with(options(None, Some(500)));
+    served.costs.scale = 8;
+    assert!(served.run(32, micros(1500), 10_000) > 5000);
 }
 
 #[test]

@@ -264,6 +264,24 @@ fn a_store_at_work_is_given_several_requests_for_one_notification() {
     }
 }
 
+/// Where the guest takes longer for its requests than the store, the store has few of them at a time.
+#[test]
+fn a_store_that_is_faster_than_the_guest_is_given_several_requests_for_one_notification() {
+    const REQUESTS: usize = 800;
+    for persistent in [false, true] {
+        for latency in [GAP / 2, GAP, GAP * 2, GAP * 3, GAP * 6] {
+            let late = serve_from_late_store(persistent, 32, latency, REQUESTS);
+            let (sent, received) = late.notifications;
+            let most = REQUESTS as u64 / 5;
+            assert!(
+                sent < most && received < REQUESTS as u64 / 8,
+                "{latency:?}: {sent} sent, {received} received"
+            );
+            assert!(late.longest <= HOLD, "one has waited {:?}", late.longest);
+        }
+    }
+}
+
 #[test]
 fn a_store_with_few_requests_is_given_each_at_once() {
     for (persistent, depth) in [(true, 1), (false, 2), (true, 3)] {

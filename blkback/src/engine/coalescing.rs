@@ -66,6 +66,8 @@ pub struct Coalescer {
     longest: Nanos,
     /// The time of the last request or response.
     active: Instant,
+    /// The time at which the device was last given requests, whose responses are on their way.
+    given: Instant,
     /// The deadline of the last sleep.
     until: Option<Instant>,
     /// The task was woken for the requests that are there, and the window has noted that.
@@ -123,6 +125,7 @@ impl Coalescer {
             gap: 0,
             longest: 0,
             active: now,
+            given: now,
             until: None,
             woken: false,
             last_look: now,
@@ -161,7 +164,7 @@ impl Coalescer {
         if waiting == 0 {
             return self.idle(now, moves);
         }
-        if stalls || self.since(now) >= self.quiet() {
+        if stalls || now.0.saturating_sub(self.heard().0) >= self.quiet() {
             self.ran_dry(waiting);
             self.streaming = false;
             self.active = now;
@@ -247,7 +250,7 @@ impl Coalescer {
     /// Returns the time at which the frontend has taken too long for that.
     fn deadline(&self, missing: u32, waiting: u32) -> Instant {
         let span = (self.span(missing, waiting) + self.quiet()).min(self.most_held());
-        Instant(self.active.0.saturating_add(span))
+        Instant(self.heard().0.saturating_add(span))
     }
 
     /// Returns the longest time without a request after which the frontend is taken to wait for its responses.
@@ -265,6 +268,11 @@ impl Coalescer {
 
     fn usual_gap(&self) -> Nanos {
         self.gap.max(self.longest)
+    }
+
+    /// Returns the time at which there was last something new.
+    fn heard(&self) -> Instant {
+        self.active.max(self.given)
     }
 
     fn since(&self, now: Instant) -> Nanos {
@@ -316,6 +324,12 @@ impl Coalescer {
         if self.batches.is_multiple_of(COSTS_EVERY) {
             self.set_costs(costs());
         }
+    }
+
+    /// Notes that there are requests for a device that completes them later: the frontend has not stalled.
+    #[inline]
+    pub fn gives(&mut self, now: Instant) {
+        self.given = now;
     }
 
     /// Returns whether the frontend keeps several requests outstanding.

@@ -222,6 +222,12 @@ impl<H: Hypervisor> Queue<H> {
         self.submitter.completes_later() || self.page_access.needs_no_calls()
     }
 
+    /// Returns whether the device completes requests later.
+    #[inline]
+    pub fn completes_later(&self) -> bool {
+        self.submitter.completes_later()
+    }
+
     /// Asks the frontend to notify this end when there are `more` requests beside those that were
     /// [waiting](Self::waiting), or earlier if the device may run out of work before. Returns true if that many can be
     /// taken already.
@@ -243,11 +249,12 @@ impl<H: Hypervisor> Queue<H> {
             && self.dispensable() > NonZeroU32::MIN
     }
 
-    /// Returns the number of requests that may wait for others to join them while the device works: half as many as the
-    /// device has. Requests are also taken whenever it has completed some.
+    /// Returns the number of requests that may wait for others to join them: half as many as the device has, for it has
+    /// work meanwhile; or as many as there are responses that wait for others, because their own would wait with these.
+    /// Requests are also taken whenever the device has completed some.
     fn dispensable(&self) -> NonZeroU32 {
         let half = self.in_flight() as u32 / 2;
-        NonZeroU32::new(half).unwrap_or(NonZeroU32::MIN)
+        NonZeroU32::new(half.max(self.unpublished())).unwrap_or(NonZeroU32::MIN)
     }
 
     /// Returns ready if the frontend has sent a notification. Otherwise its next notification wakes the task.

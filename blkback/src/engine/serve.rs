@@ -112,6 +112,9 @@ async fn until_stopped<H: Hypervisor>(
             swept = false;
             continue;
         }
+        if waiting > 0 && queue.completes_later() {
+            coalescer.gives(now);
+        }
         match coalescer.next(now, queue.gathered(waiting), most) {
             Next::Poll => {
                 // Requests that need no hypercall begin at once; the others are better served together.

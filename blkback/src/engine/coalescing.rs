@@ -16,6 +16,7 @@
 //! nothing.
 
 use super::closed_loop::ClosedLoop;
+use super::hold_scale::HoldScale;
 use super::options::QueueOptions;
 use super::poll_window::{BlockCosts, Nanos, PollWindow, nanos};
 use bulkhead_xen::Instant;
@@ -26,8 +27,8 @@ use core::time::Duration;
 const OFTEN: u32 = 16;
 const SELDOM: u32 = 1024;
 /// The longest time that a response is held back if no other one joins it, unless the operator sets another. Where
-/// wake-ups take longer than usual ([`BlockCosts::scale`]), it is longer in proportion: the guest's take as long, and that
-/// is what a batch spares it.
+/// wake-ups take longer than usual ([`BlockCosts::scale`]), it is longer in proportion, if that pays ([`HoldScale`]): the
+/// guest's take as long, and that is what a batch spares it.
 pub const MOST: Duration = Duration::from_millis(2);
 /// The same for a frontend that usually takes longer than this from one request to the next: what would join the
 /// response is too long in coming.
@@ -42,6 +43,7 @@ const FROZEN_CLOCK: u32 = 64;
 pub struct Coalescer {
     /// The longest time that a response is held back, as the operator wants it.
     chosen_hold: Option<Duration>,
+    hold_scale: HoldScale,
     /// The one that holds, and the one of a slow frontend.
     hold: Nanos,
     hold_of_slow: Nanos,
@@ -110,6 +112,7 @@ impl Coalescer {
     pub fn new(options: QueueOptions, now: Instant, costs: BlockCosts) -> Self {
         let mut coalescer = Coalescer {
             chosen_hold: options.hold,
+            hold_scale: HoldScale::new(now),
             hold: 0,
             hold_of_slow: 0,
             poll: PollWindow::new(options.poll, costs),
@@ -137,10 +140,17 @@ impl Coalescer {
 
     /// Notes the cost of blocking, which may have been measured again.
     fn set_costs(&mut self, costs: BlockCosts) {
-        let scale = costs.scale.max(1);
+        let is_chosen = self.chosen_hold.is_some();
+        self.hold_scale
+            .set_scale(if is_chosen { 1 } else { costs.scale });
+        self.set_hold();
+        self.poll.set_costs(costs);
+    }
+
+    fn set_hold(&mut self) {
+        let scale = self.hold_scale.get();
         self.hold = nanos(self.chosen_hold.unwrap_or(MOST * scale));
         self.hold_of_slow = nanos(self.chosen_hold.unwrap_or(MOST_OF_SLOW * scale));
-        self.poll.set_costs(costs);
     }
 
     /// Returns the next action for a queue with `waiting` requests and responses, of at most `most`.
@@ -199,6 +209,11 @@ impl Coalescer {
         self.queue_depth = self.queue_depth.max(waiting);
         if self.expects_several() {
             self.closed_loop.arrived(now, new);
+        }
+        if self.hold_scale.matters() && self.hold_scale.arrived(now, new) {
+            self.set_hold();
+            // How many requests come together is another number now.
+            self.answered = self.patient_for;
         }
         as_usual
     }

@@ -169,11 +169,17 @@ impl<H: Hypervisor> Queue<H> {
     /// all of them.
     #[inline]
     pub fn gathered(&self, waiting: u32) -> u32 {
-        let requests = match self.submitter.completes_later() && self.in_flight() > 0 {
+        let requests = match self.is_at_work() {
             true => 0,
             false => waiting,
         };
         requests + self.unpublished()
+    }
+
+    /// Returns whether the device completes requests later and has some.
+    #[inline]
+    pub fn is_at_work(&self) -> bool {
+        self.submitter.completes_later() && self.in_flight() > 0
     }
 
     /// Takes the requests on the ring, has them served, and puts the responses that are ready, without publishing them
@@ -220,12 +226,6 @@ impl<H: Hypervisor> Queue<H> {
     /// Returns whether serving requests one by one costs no more than serving them together.
     pub fn is_served_singly(&self) -> bool {
         self.submitter.completes_later() || self.page_access.needs_no_calls()
-    }
-
-    /// Returns whether the device completes requests later.
-    #[inline]
-    pub fn completes_later(&self) -> bool {
-        self.submitter.completes_later()
     }
 
     /// Asks the frontend to notify this end when there are `more` requests beside those that were

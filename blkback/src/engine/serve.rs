@@ -112,8 +112,11 @@ async fn until_stopped<H: Hypervisor>(
             swept = false;
             continue;
         }
-        if waiting > 0 && queue.completes_later() {
+        // Beside those that it has, the device is given new requests first: a frontend that sends some has not stalled.
+        if waiting > 0 && queue.is_at_work() && queue.sweep()? > 0 {
             coalescer.gives(now);
+            swept = true;
+            continue;
         }
         match coalescer.next(now, queue.gathered(waiting), most) {
             Next::Poll => {

@@ -4,7 +4,7 @@
 //! offered rate sends them no faster for that, and only waits for its responses. The two look alike as long as
 //! each response is published by itself. So it is tried: requests are timed for a while with the longer limit and for a
 //! while without it, and it stays only if they come faster with it. The more often the answer is the same, the more
-//! seldom the question is asked.
+//! seldom that is tried; after a pause, it may be another program that sends requests.
 
 use super::poll_window::{Nanos, nanos};
 use bulkhead_xen::Instant;
@@ -20,8 +20,11 @@ const TIMED: u32 = 24;
 const FASTER: (u64, u64) = (3, 2);
 /// The least and the most requests between two trials, and the factor between one such time and the next.
 const OFTEN: u32 = 1 << 10;
-const SELDOM: u32 = 1 << 18;
+const SELDOM: u32 = 1 << 14;
 const MORE_SELDOM: u32 = 4;
+/// The time without a request after which there is a trial, and the least number of requests between two of these.
+const LONG_PAUSE: Duration = Duration::from_secs(1);
+const AFTER_PAUSES: u32 = 1 << 9;
 /// The longest time from one request to the next that counts: the guest has paused.
 const PAUSE: Duration = Duration::from_millis(32);
 
@@ -94,7 +97,8 @@ impl HoldScale {
         let before = self.get();
         if self.left > 0 {
             self.left = self.left.saturating_sub(count);
-            if self.left == 0 && self.state == State::Decided {
+            let paused = since >= nanos(LONG_PAUSE) && self.every - self.left >= AFTER_PAUSES;
+            if self.state == State::Decided && (self.left == 0 || paused) {
                 (self.state, self.left) = (State::With, LEARNING_WITH);
             }
             return self.get() != before;
@@ -184,6 +188,20 @@ mod tests {
         assert_eq!(scale.get(), 1);
         run(&mut scale, 6 * OFTEN, faster);
         assert_eq!(scale.get(), 8);
+    }
+
+    #[test]
+    fn after_a_pause_it_is_tried_again_but_not_each_time() {
+        let (mut scale, pause) = (slow(), Duration::from_millis(1001));
+        run(&mut scale, 50_000, |_| Duration::from_millis(2));
+        assert_eq!(scale.get(), 1);
+        // Bursts of 32 requests.
+        let mut longer = 0;
+        for _ in 0..100 {
+            longer += run(&mut scale, 1, |_| pause);
+            longer += run(&mut scale, 31, |_| Duration::from_millis(2));
+        }
+        assert!((64..640).contains(&longer), "{longer}");
     }
 
     #[test]

@@ -171,14 +171,18 @@ mod tests {
         assert_eq!(timers.next(), None);
     }
 
-    /// Returns the latency after sleeps that ended the given numbers of microseconds after their deadline.
-    fn wakeup_latency(late: &[i64]) -> Option<Duration> {
+    /// Returns the timers after sleeps that ended the given numbers of microseconds after their deadline.
+    fn after_sleeps(late: &[i64]) -> Timers {
         let timers = Timers::default();
         for micros in late {
             let end = DEADLINE.0.checked_add_signed(micros * 1000).unwrap();
             timers.slept(DEADLINE, Instant(end));
         }
-        timers.wakeup_latency()
+        timers
+    }
+
+    fn wakeup_latency(late: &[i64]) -> Option<Duration> {
+        after_sleeps(late).wakeup_latency()
     }
 
     fn micros(count: u64) -> Option<Duration> {
@@ -192,6 +196,14 @@ mod tests {
         assert_eq!(wakeup_latency(&[9000, 300, 2, 400, 500]), micros(300));
         let late = [28_000, 6000, 145, 640, 2500, 9, 336, 450, 8600, 600];
         assert_eq!(wakeup_latency(&late), micros(336));
+    }
+
+    #[test]
+    fn one_sleep_in_four_is_slower() {
+        assert_eq!(after_sleeps(&[]).slower_latency(), None);
+        assert_eq!(after_sleeps(&[80]).slower_latency(), micros(80));
+        let late = [28_000, 300, 2, 400, 500, 600, 9, 700];
+        assert_eq!(after_sleeps(&late).slower_latency(), micros(700));
     }
 
     #[test]

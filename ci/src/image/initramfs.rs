@@ -20,7 +20,8 @@ pub(super) const CODE: &str = concat!(
     include_str!("initramfs.rs"),
     include_str!("cpio.rs"),
     include_str!("guest_fio.rs"),
-    include_str!("pcifront.rs")
+    include_str!("pcifront.rs"),
+    include_str!("root_tar.rs")
 );
 
 /// Programs that guests get beside [`fio`](guest_fio).

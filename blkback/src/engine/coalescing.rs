@@ -210,11 +210,6 @@ impl Coalescer {
         if self.expects_several() {
             self.closed_loop.arrived(now, new);
         }
-        if self.hold_scale.matters() && self.hold_scale.arrived(now, new) {
-            self.set_hold();
-            // How many requests come together is another number now.
-            self.answered = self.patient_for;
-        }
         as_usual
     }
 
@@ -338,6 +333,16 @@ impl Coalescer {
         self.batches = self.batches.wrapping_add(1);
         if self.batches.is_multiple_of(COSTS_EVERY) {
             self.set_costs(costs());
+        }
+    }
+
+    /// Notes that so many responses were published.
+    #[inline]
+    pub fn published(&mut self, now: Instant, count: u32) {
+        if self.hold_scale.matters() && self.hold_scale.published(now, count) {
+            self.set_hold();
+            // How many requests come together is another number now.
+            self.answered = self.patient_for;
         }
     }
 

@@ -89,9 +89,9 @@ impl HoldScale {
         self.scale > 1
     }
 
-    /// Notes that `count` requests or responses have come since the last time. Returns whether the number has changed.
+    /// Notes that `count` responses were published. Returns whether the number has changed.
     #[inline(never)]
-    pub fn arrived(&mut self, now: Instant, count: u32) -> bool {
+    pub fn published(&mut self, now: Instant, count: u32) -> bool {
         let since = now.0.saturating_sub(self.last.0);
         self.last = now;
         let before = self.get();
@@ -139,7 +139,7 @@ mod tests {
         let mut longer = 0;
         for _ in 0..requests {
             let now = scale.last + gap(scale.get());
-            scale.arrived(now, 1);
+            scale.published(now, 1);
             longer += u32::from(scale.get() > 1);
         }
         longer
@@ -211,11 +211,11 @@ mod tests {
         for number in 0..LEARNING_WITH + TIMED {
             // The guest sleeps while it is tried.
             let pause = Duration::from_secs(u64::from(number == LEARNING_WITH + 5));
-            scale.arrived(scale.last + gap + pause, 1);
+            scale.published(scale.last + gap + pause, 1);
         }
         gap = Duration::from_micros(3000);
         (0..LEARNING_WITHOUT + TIMED).for_each(|_| {
-            scale.arrived(scale.last + gap, 1);
+            scale.published(scale.last + gap, 1);
         });
         assert_eq!(scale.get(), 8);
     }

@@ -214,13 +214,15 @@ impl<H: Hypervisor> Queue<H> {
         self.page_access.finish(sweep, || self.handle.now());
     }
 
-    /// Publishes the responses, and notifies the frontend if it asked for that.
+    /// Publishes the responses, and notifies the frontend if it asked for that. Returns the number of the responses.
     #[inline(always)]
-    pub fn publish(&mut self) {
+    pub fn publish(&mut self) -> u32 {
+        let published = self.unpublished();
         if self.dispatcher.publish() {
             self.stats.notifications_sent.add(1);
             self.channel.notify();
         }
+        published
     }
 
     /// Returns whether serving requests one by one costs no more than serving them together.

@@ -127,8 +127,9 @@ async fn until_stopped<H: Hypervisor>(
             }
             Next::Answer => {
                 queue.sweep()?;
-                queue.publish();
+                let published = queue.publish();
                 waiting = queue.waiting()?;
+                coalescer.published(now, published);
                 coalescer.answered(queue.gathered(waiting), || block_costs(handle));
                 // A store that is at work on requests wakes the task when it has done them.
                 if coalescer.expects_several() {

@@ -97,6 +97,7 @@ impl Served {
                 self.slowest = slowest.fold(self.slowest, Duration::max);
                 self.batches += 1;
                 self.in_vain = Duration::ZERO;
+                self.coalescer.published(self.now, waiting as u32);
                 self.coalescer.answered(0, || self.costs);
                 if self.next.is_none() {
                     self.next = following(0).map(|span| self.now + span);
@@ -279,6 +280,27 @@ fn where_wake_ups_take_long_a_closed_loop_is_answered_in_batches() {
         chosen > 3 * slow,
         "what the operator chooses holds: {chosen}"
     );
+}
+
+/// A request waits first, then its response.
+#[test]
+fn a_request_of_a_device_that_completes_it_later_counts_once_for_the_longer_limit() {
+    let costs = BlockCosts { scale: 8, ..COSTS };
+    let mut coalescer = Coalescer::new(QueueOptions::default(), START, costs);
+    let (mut now, mut answered) = (START, 0);
+    while coalescer.hold_scale.get() == 8 {
+        assert!(answered < 1000, "there is no trial");
+        for waiting in [1, 0, 1] {
+            now = now + micros(300);
+            coalescer.next(now, waiting, SLOTS);
+            coalescer.gives(now);
+        }
+        coalescer.published(now, 1);
+        coalescer.answered(0, || costs);
+        answered += 1;
+    }
+    // 40 to learn from, and the 24 that were timed.
+    assert_eq!(answered, 64);
 }
 
 #[test]

@@ -4,6 +4,8 @@ use bulkhead_blkback::engine::QueueOptions;
 use bulkhead_blkback_testkit::{
     Frontend, Guest, IMAGE_SIZE, LateDisks, Setup, Style, World, content,
 };
+use bulkhead_xen::Instant;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -179,6 +181,7 @@ fn a_producer_index_that_moves_without_a_notification_costs_nothing_and_is_seen(
 const WARM_UP: usize = 500;
 
 /// The cost of serving requests with a store that answers later.
+#[derive(Debug, Default)]
 struct Late {
     /// The notifications that the frontend sent, and that it got.
     notifications: (u64, u64),
@@ -186,11 +189,96 @@ struct Late {
     longest: Duration,
     /// The number of times that the store had nothing to do while a request waited.
     starved: u32,
+    /// The number of times that the store got requests.
+    given: u32,
+    took: Duration,
 }
 
-/// Serves a frontend that keeps `depth` requests outstanding, one more every [`GAP`], at a store that takes `latency`
-/// for each and works on all that it has at a time. Returns the cost of the last `requests` of them.
+/// A frontend that keeps `depth` requests outstanding, one more every [`GAP`], and the store that serves it, which takes
+/// `latency` for each and works on all that it has at a time.
+struct LateLoad<'a> {
+    world: &'a World,
+    store: &'a LateDisks,
+    disk: Frontend<'a>,
+    depth: usize,
+    latency: Duration,
+    /// When each request was sent that the store does not have yet, and when it got those that it has.
+    sent: VecDeque<Instant>,
+    held: VecDeque<Instant>,
+    left: usize,
+    cost: Late,
+}
+
+impl LateLoad<'_> {
+    /// Has the frontend take its responses, and send a request.
+    fn ask(&mut self) {
+        let link = self.disk.link();
+        self.left -= link.collect().len();
+        if link.outstanding() < self.depth.min(self.left) {
+            link.push_read(8, 8);
+            link.kick();
+            self.sent.push_back(self.world.sim.now());
+        }
+    }
+
+    /// Has the store see what it was given, and complete what is due.
+    fn serve(&mut self) {
+        let (now, store, cost) = (self.world.sim.now(), self.store.last(), &mut self.cost);
+        cost.given += u32::from(self.held.len() < store.held());
+        while self.held.len() < store.held() {
+            let came = self.sent.pop_front().expect("it has no more than was sent");
+            cost.longest = cost.longest.max(now.since(came));
+            self.held.push_back(now);
+        }
+        cost.starved += u32::from(self.held.is_empty() && !self.sent.is_empty());
+        while let Some(&taken) = self.held.front()
+            && now.since(taken) >= self.latency
+        {
+            self.held.pop_front();
+            store.release(0);
+        }
+    }
+
+    /// Goes on until `left` requests are left to be answered, on a clock that stands still while the driver domain runs.
+    fn run(&mut self, left: usize) {
+        while self.left > left {
+            self.ask();
+            self.world.run();
+            self.serve();
+            self.world.wait(GAP);
+        }
+    }
+
+    /// The same on a clock that goes on by a microsecond for each look of the driver domain's, also of one that polls.
+    fn run_against_time(&mut self, left: usize) {
+        let (world, next) = (self.world, Cell::new(Instant(0)));
+        let load = RefCell::new(self);
+        world.run_until(|| {
+            let mut load = load.borrow_mut();
+            world.sim.advance(Duration::from_micros(1));
+            let now = world.sim.now();
+            if now >= next.get() {
+                next.set(now + GAP);
+                load.ask();
+            }
+            load.serve();
+            load.left <= left
+        });
+    }
+}
+
+/// The clock while the driver domain runs.
+#[derive(Clone, Copy, Debug)]
+enum Clock {
+    /// It stands still, so no queue is polled.
+    Still,
+    Ticking,
+}
+
+/// Serves a frontend that keeps `depth` requests outstanding at a store that takes `latency` for each. Returns the cost
+/// of the last `requests` of them.
 fn serve_from_late_store(
+    clock: Clock,
     persistent: bool,
     depth: usize,
     latency: Duration,
@@ -199,84 +287,93 @@ fn serve_from_late_store(
     let (world, late) = World::with_late_disks();
     let guest = Guest::new(&world);
     let disk = guest.attach("xvdd", "ram:disk0");
-    let mut disk = disk.styled(Style::persistent(persistent)).connected();
-    // When each request was sent that the store does not have yet, and when it got those that it has.
-    let (mut sent, mut held) = (VecDeque::new(), VecDeque::new());
-    let (mut longest, mut starved, mut answered) = (Duration::ZERO, 0, 0);
-    let mut before = None;
-    while answered < WARM_UP + requests {
-        answered += disk.link().collect().len();
-        if answered >= WARM_UP && before.is_none() {
-            before = Some((world.storage.stats(), guest.domain.stats()));
-            (longest, starved) = (Duration::ZERO, 0);
-        }
-        let now = world.sim.now();
-        let link = disk.link();
-        if answered + link.outstanding() < WARM_UP + requests && link.outstanding() < depth {
-            link.push_read(8, 8);
-            link.kick();
-            sent.push_back(now);
-        }
-        world.run();
-        let store = late.last();
-        while held.len() < store.held() {
-            let came = sent.pop_front().expect("it has no more than was sent");
-            longest = longest.max(now.since(came));
-            held.push_back(now);
-        }
-        starved += u32::from(held.is_empty() && !sent.is_empty());
-        while let Some(&taken) = held.front()
-            && now.since(taken) >= latency
-        {
-            held.pop_front();
-            store.release(0);
-        }
-        world.wait(GAP);
-    }
-    let before = before.expect("there were as many");
+    let mut load = LateLoad {
+        world: &world,
+        store: &late,
+        disk: disk.styled(Style::persistent(persistent)).connected(),
+        depth,
+        latency,
+        sent: VecDeque::new(),
+        held: VecDeque::new(),
+        left: WARM_UP + requests,
+        cost: Late::default(),
+    };
+    let run = match clock {
+        Clock::Still => LateLoad::run,
+        Clock::Ticking => LateLoad::run_against_time,
+    };
+    run(&mut load, requests);
+    load.cost = Late::default();
+    let begun = world.sim.now();
+    let before = (world.storage.stats(), guest.domain.stats());
+    run(&mut load, 0);
     let (storage, frontend) = (
         world.storage.stats() - before.0,
         guest.domain.stats() - before.1,
     );
-    let notifications = (frontend.notifications_sent, storage.notifications_sent);
-    disk.detach();
+    load.cost.notifications = (frontend.notifications_sent, storage.notifications_sent);
+    load.cost.took = world.sim.now().since(begun);
+    load.disk.detach();
     world.nothing_left();
-    Late {
-        notifications,
-        longest,
-        starved,
-    }
+    load.cost
 }
 
 #[test]
 fn a_store_at_work_is_given_several_requests_for_one_notification() {
     const REQUESTS: usize = 800;
     for (persistent, latency) in [(false, GAP * 32), (true, GAP * 100)] {
-        let late = serve_from_late_store(persistent, 32, latency, REQUESTS);
+        let late = serve_from_late_store(Clock::Still, persistent, 32, latency, REQUESTS);
         let (sent, received) = late.notifications;
         let most = REQUESTS as u64 / 4;
         assert!(
             sent < most && received < most && late.starved == 0,
-            "{latency:?}: {sent} sent, {received} received, {} starved",
-            late.starved
+            "{latency:?}: {late:?}"
+        );
+        assert!(
+            u64::from(late.given) < most * 6 / 5,
+            "{latency:?}: {late:?}"
         );
         assert!(late.longest <= HOLD, "one has waited {:?}", late.longest);
     }
 }
 
+/// A frontend that waits for its responses is not kept waiting for half of them.
+#[test]
+fn a_store_that_is_slower_than_the_guest_has_most_of_its_requests() {
+    const REQUESTS: u32 = 800;
+    for latency in [GAP * 32, GAP * 100] {
+        let late = serve_from_late_store(Clock::Still, false, 32, latency, REQUESTS as usize);
+        // With 32 requests in the store all the time.
+        let least = latency * REQUESTS / 32;
+        assert!(late.took < least * 3 / 2, "{least:?} would do: {late:?}");
+    }
+}
+
 /// Where the guest takes longer for its requests than the store, the store has few of them at a time.
 #[test]
-fn a_store_that_is_faster_than_the_guest_is_given_several_requests_for_one_notification() {
-    const REQUESTS: usize = 800;
-    for persistent in [false, true] {
+fn a_store_that_is_faster_than_the_guest_is_given_several_requests_at_once() {
+    const REQUESTS: u32 = 800;
+    for (clock, persistent) in [
+        (Clock::Still, false),
+        (Clock::Still, true),
+        (Clock::Ticking, false),
+        (Clock::Ticking, true),
+    ] {
         for latency in [GAP / 2, GAP, GAP * 2, GAP * 3, GAP * 6] {
-            let late = serve_from_late_store(persistent, 32, latency, REQUESTS);
+            let late = serve_from_late_store(clock, persistent, 32, latency, REQUESTS as usize);
             let (sent, received) = late.notifications;
-            let most = REQUESTS as u64 / 5;
+            let most = u64::from(REQUESTS);
             assert!(
-                sent < most && received < REQUESTS as u64 / 8,
-                "{latency:?}: {sent} sent, {received} received"
+                sent < most / 4 && received < most / 7,
+                "{clock:?}, {latency:?}: {late:?}"
             );
+            assert!(
+                late.given < REQUESTS / 4,
+                "{clock:?}, {latency:?}: {late:?}"
+            );
+            // The guest has responses to work on all the time. The last ones are waited for in vain.
+            let most = GAP * REQUESTS * 11 / 10 + HOLD;
+            assert!(late.took < most, "{clock:?}, {latency:?}: {late:?}");
             assert!(late.longest <= HOLD, "one has waited {:?}", late.longest);
         }
     }
@@ -285,9 +382,52 @@ fn a_store_that_is_faster_than_the_guest_is_given_several_requests_for_one_notif
 #[test]
 fn a_store_with_few_requests_is_given_each_at_once() {
     for (persistent, depth) in [(true, 1), (false, 2), (true, 3)] {
-        let late = serve_from_late_store(persistent, depth, GAP * 8, 100);
+        let late = serve_from_late_store(Clock::Still, persistent, depth, GAP * 8, 100);
         assert_eq!(late.longest, Duration::ZERO, "depth {depth}");
     }
+}
+
+/// The store has so much to do that a request may wait for others, and completes some of it all the time.
+#[test]
+fn a_request_waits_no_longer_for_what_the_store_completes_meanwhile() {
+    const SELDOM: Duration = Duration::from_micros(300);
+    let (world, late) = World::with_late_disks();
+    let guest = Guest::new(&world);
+    let mut disk = guest.attach("xvdd", "ram:disk0").connected();
+    let mut waited = Duration::ZERO;
+    for _ in 0..20 {
+        // More than will be there below, so that others may come.
+        for requests in [32, 28] {
+            for _ in 0..requests {
+                disk.link().push_read(8, 8);
+                disk.link().kick();
+                // Requests come so seldom that the next one is waited for at several looks.
+                world.wait(SELDOM * 3 / 2);
+            }
+            wait_until_held(&world, &late, requests);
+            if requests == 32 {
+                late.last().release_backwards();
+                finish(&world, &mut disk);
+            }
+        }
+        disk.link().push_read(8, 8);
+        disk.link().kick();
+        let begun = world.sim.now();
+        let (mut held, mut done) = (28, 0);
+        while late.last().held() <= held {
+            late.last().release(0);
+            (held, done) = (held - 1, done + 1);
+            world.wait(SELDOM);
+        }
+        waited = waited.max(world.sim.now().since(begun));
+        assert!(done < 21, "the store ran out of work");
+        late.last().release_backwards();
+        finish(&world, &mut disk);
+    }
+    assert!(waited > SELDOM, "nothing waits");
+    assert!(waited <= HOLD + SELDOM, "one waits for {waited:?}");
+    disk.detach();
+    world.nothing_left();
 }
 
 /// Waits until a store has `count` requests.

@@ -16,6 +16,7 @@
 //! nothing.
 
 use super::closed_loop::ClosedLoop;
+use super::gathering::Limits;
 use super::hold_scale::HoldScale;
 use super::options::QueueOptions;
 use super::poll_window::{BlockCosts, Nanos, PollWindow, nanos};
@@ -30,8 +31,8 @@ const SELDOM: u32 = 1024;
 /// wake-ups take longer than usual ([`BlockCosts::scale`]), it is longer in proportion, if that pays ([`HoldScale`]): the
 /// guest's take as long, and that is what a batch spares it.
 pub const MOST: Duration = Duration::from_millis(2);
-/// The same for a frontend that usually takes longer than this from one request to the next: what would join the
-/// response is too long in coming.
+/// The same for a frontend that usually takes longer than this from one request to the next, unless it is in a [closed
+/// loop](ClosedLoop): what would join the response is too long in coming.
 const MOST_OF_SLOW: Duration = Duration::from_micros(500);
 /// The number of batches after which the cost of blocking is read again.
 const COSTS_EVERY: u8 = 16;
@@ -61,6 +62,8 @@ pub struct Coalescer {
     batches: u8,
     /// The number of requests and responses at the last look.
     seen: u32,
+    /// The number of all requests that the frontend had outstanding then.
+    outstanding: u32,
     /// The last batch had its full size: the next one is expected.
     streaming: bool,
     /// The longest usual time between two requests, and the longest since the last batch.
@@ -68,7 +71,8 @@ pub struct Coalescer {
     longest: Nanos,
     /// The time of the last request or response.
     active: Instant,
-    /// The time at which the device was last given requests, whose responses are on their way.
+    /// The time at which the device was last given requests, whose responses are on their way, or at which there were
+    /// new ones for it.
     given: Instant,
     /// The deadline of the last sleep.
     until: Option<Instant>,
@@ -124,6 +128,7 @@ impl Coalescer {
             patient_for: OFTEN,
             batches: 0,
             seen: 0,
+            outstanding: 0,
             streaming: false,
             gap: 0,
             longest: 0,
@@ -153,19 +158,28 @@ impl Coalescer {
         self.hold_of_slow = nanos(self.chosen_hold.unwrap_or(MOST_OF_SLOW * scale));
     }
 
-    /// Returns the next action for a queue with `waiting` requests and responses, of at most `most`.
+    /// Returns the next action for a queue with `waiting` requests and responses, of at most `most`. `outstanding`: these,
+    /// and the requests that the device has.
     #[inline]
-    pub fn next(&mut self, now: Instant, waiting: u32, most: u32) -> Next {
+    pub fn next(&mut self, now: Instant, waiting: u32, outstanding: u32, most: u32) -> Next {
         let moves = self.clock_moves(now);
         let until = self.until.take();
         let mut stalls = !moves;
+        let requests = outstanding.saturating_sub(self.outstanding);
+        if requests > 0 {
+            self.outstanding = outstanding;
+            if self.expects_several() {
+                self.closed_loop.arrived(now, requests);
+            }
+        }
         if waiting > self.seen {
+            self.queue_depth = self.queue_depth.max(outstanding);
             stalls |= !self.arrived(now, waiting, until);
             if waiting >= self.target(most) {
                 self.streaming = true;
                 if waiting == most {
                     // The ring has no room for more: the frontend has stalled.
-                    self.ran_dry(waiting);
+                    self.ran_dry(outstanding);
                 }
                 return Next::Answer;
             }
@@ -175,7 +189,7 @@ impl Coalescer {
             return self.idle(now, moves);
         }
         if stalls || now.0.saturating_sub(self.heard().0) >= self.quiet() {
-            self.ran_dry(waiting);
+            self.ran_dry(outstanding);
             self.streaming = false;
             self.active = now;
             return Next::Answer;
@@ -206,10 +220,6 @@ impl Coalescer {
         }
         self.active = now;
         self.seen = waiting;
-        self.queue_depth = self.queue_depth.max(waiting);
-        if self.expects_several() {
-            self.closed_loop.arrived(now, new);
-        }
         as_usual
     }
 
@@ -268,9 +278,24 @@ impl Coalescer {
         (self.usual_gap() * 2).min(self.most_held())
     }
 
+    /// Returns the time of the last call of [`next`](Self::next).
+    #[inline]
+    pub fn last_look(&self) -> Instant {
+        self.last_look
+    }
+
+    /// Returns how long requests wait to be given to the device together.
+    #[inline]
+    pub fn gathering_limits(&self) -> Limits {
+        Limits {
+            most: self.most_held(),
+            quiet: self.quiet(),
+        }
+    }
+
     /// Returns the longest time that a response is held back.
     fn most_held(&self) -> Nanos {
-        match self.usual_gap() > self.hold_of_slow {
+        match self.usual_gap() > self.hold_of_slow && !self.is_closed_loop(self.last_look) {
             true => self.hold_of_slow,
             false => self.hold,
         }
@@ -292,16 +317,34 @@ impl Coalescer {
     /// Returns the number that has to wait before responses are published.
     #[inline]
     fn target(&self, most: u32) -> u32 {
-        match self.answered >= self.patient_for {
+        match self.measures() {
             true => most,
             false => self.half(),
         }
     }
 
+    /// Returns whether the frontend is in a closed loop with several requests.
+    #[inline]
+    pub fn is_closed_loop(&self, now: Instant) -> bool {
+        self.expects_several() && self.closed_loop.goes_on(now)
+    }
+
     /// Returns whether the queue is polled because its frontend has several requests outstanding, in a closed loop.
     #[inline]
     fn is_polled(&self, now: Instant) -> bool {
-        self.expects_several() && self.alone && self.closed_loop.goes_on(now)
+        self.alone && self.is_closed_loop(now)
+    }
+
+    /// Returns the number of requests that the frontend is believed to keep outstanding.
+    #[inline]
+    pub fn depth(&self) -> u32 {
+        self.queue_depth
+    }
+
+    /// Returns whether responses are withheld to measure what the frontend keeps outstanding.
+    #[inline]
+    pub fn measures(&self) -> bool {
+        self.answered >= self.patient_for
     }
 
     /// Returns half of what the frontend keeps outstanding.
@@ -339,6 +382,7 @@ impl Coalescer {
     /// Notes that so many responses were published.
     #[inline]
     pub fn published(&mut self, now: Instant, count: u32) {
+        self.outstanding = self.outstanding.saturating_sub(count);
         if self.hold_scale.matters() && self.hold_scale.published(now, count) {
             self.set_hold();
             // How many requests come together is another number now.
@@ -346,7 +390,7 @@ impl Coalescer {
         }
     }
 
-    /// Notes that there are requests for a device that completes them later: the frontend has not stalled.
+    /// Notes that there are new requests for a device that completes them later: the frontend has not stalled.
     #[inline]
     pub fn gives(&mut self, now: Instant) {
         self.given = now;

@@ -39,6 +39,7 @@ mod data_path;
 mod descriptors;
 mod dispatch;
 mod error_log;
+mod gathering;
 mod hold_scale;
 #[allow(
     unsafe_code,

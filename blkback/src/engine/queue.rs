@@ -165,8 +165,8 @@ impl<H: Hypervisor> Queue<H> {
     }
 
     /// Returns the number of requests and responses that may be gathered, when `waiting` requests
-    /// [wait](Self::waiting). While the device works on others, requests are not gathered: each look at the ring takes
-    /// all of them.
+    /// [wait](Self::waiting). While the device works on others, requests do not count: what is held back is published
+    /// without them.
     #[inline]
     pub fn gathered(&self, waiting: u32) -> u32 {
         let requests = match self.is_at_work() {
@@ -174,6 +174,13 @@ impl<H: Hypervisor> Queue<H> {
             false => waiting,
         };
         requests + self.unpublished()
+    }
+
+    /// Returns the number of all requests that the frontend has outstanding, when `waiting` requests
+    /// [wait](Self::waiting).
+    #[inline]
+    pub fn outstanding(&self, waiting: u32) -> u32 {
+        waiting + self.in_flight() as u32 + self.unpublished()
     }
 
     /// Returns whether the device completes requests later and has some.
@@ -225,18 +232,36 @@ impl<H: Hypervisor> Queue<H> {
         published
     }
 
+    /// Returns whether the device may complete requests later.
+    #[inline]
+    pub fn completes_later(&self) -> bool {
+        self.submitter.completes_later()
+    }
+
     /// Returns whether serving requests one by one costs no more than serving them together.
     pub fn is_served_singly(&self) -> bool {
         self.submitter.completes_later() || self.page_access.needs_no_calls()
     }
 
     /// Asks the frontend to notify this end when there are `more` requests beside those that were
-    /// [waiting](Self::waiting), or earlier if the device may run out of work before. Returns true if that many can be
-    /// taken already.
+    /// [waiting](Self::waiting). That is earlier if the device may run out of work before, or if the frontend, which
+    /// keeps `depth` outstanding, can send no more. Returns true if that many can be taken already.
     #[inline]
-    pub fn final_check_for(&mut self, waiting: u32, more: NonZeroU32) -> Result<bool, QueueError> {
+    pub fn final_check_for(
+        &mut self,
+        waiting: u32,
+        more: NonZeroU32,
+        depth: u32,
+    ) -> Result<bool, QueueError> {
         let more = match self.submitter.completes_later() {
-            true => more.min(self.dispensable()),
+            true => {
+                let others = self.dispensable().get().saturating_sub(waiting);
+                let to_come = match depth.saturating_sub(self.outstanding(waiting)) {
+                    0 => u32::MAX,
+                    to_come => to_come,
+                };
+                more.min(NonZeroU32::new(others.min(to_come)).unwrap_or(NonZeroU32::MIN))
+            }
             false => more,
         };
         self.dispatcher.final_check_for(waiting, more)
@@ -257,6 +282,32 @@ impl<H: Hypervisor> Queue<H> {
     fn dispensable(&self) -> NonZeroU32 {
         let half = self.in_flight() as u32 / 2;
         NonZeroU32::new(half.max(self.unpublished())).unwrap_or(NonZeroU32::MIN)
+    }
+
+    /// Returns the number from which on the `waiting` requests wait for no others before the device is given them. The
+    /// frontend keeps `depth` outstanding: if they are all here, no other can come.
+    #[inline]
+    pub fn enough(&self, waiting: u32, depth: u32) -> u32 {
+        match self.outstanding(waiting) >= depth {
+            true => 1,
+            false => self.dispensable().get(),
+        }
+    }
+
+    /// Returns whether the frontend, which keeps `depth` requests outstanding, has nothing to do, while a quarter
+    /// of what the device has waits for others to be answered together.
+    #[inline]
+    pub fn is_missed(&self, waiting: u32, depth: u32) -> bool {
+        let quarter = self.in_flight() as u32 / 4;
+        self.unpublished() >= quarter && self.outstanding(waiting) >= depth
+    }
+
+    /// Returns whether the device has so many requests that it hardly misses the `waiting` ones while the queue sleeps,
+    /// until it has completed some. That also holds if more responses than that wait for others, and the frontend is in
+    /// a closed loop: it is busy with earlier responses.
+    #[inline]
+    pub fn hardly_misses(&self, waiting: u32, closed_loop: bool) -> bool {
+        waiting < self.in_flight() as u32 / 4 || closed_loop && waiting < self.unpublished()
     }
 
     /// Returns ready if the frontend has sent a notification. Otherwise its next notification wakes the task.

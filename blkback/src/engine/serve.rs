@@ -3,6 +3,7 @@
 use super::backoff::BackOff;
 use super::closing::{close, finish_what_was_asked, hold, outwait, serve_unreachable_frontend};
 use super::coalescing::{Coalescer, Next, Sleep};
+use super::gathering::Gathering;
 use super::needs::SLOTS_OF_A_PAGE;
 use super::poll_window::BlockCosts;
 use super::queue::Queue;
@@ -100,6 +101,7 @@ async fn until_stopped<H: Hypervisor>(
     let mut swept = false;
     // Whether the ring and the clock were just read, and the device has no request.
     let mut has_looked = false;
+    let mut gathering = Gathering::default();
     let (mut waiting, mut now) = (0, handle.now());
     while !guard.is_stopped() {
         if !core::mem::take(&mut has_looked) {
@@ -112,21 +114,40 @@ async fn until_stopped<H: Hypervisor>(
             swept = false;
             continue;
         }
-        // Beside those that it has, the device is given new requests first: a frontend that sends some has not stalled.
-        if waiting > 0 && queue.is_at_work() && queue.sweep()? > 0 {
-            coalescer.gives(now);
-            swept = true;
-            continue;
+        let mut gathers = false;
+        if waiting > 0 && queue.completes_later() {
+            let limits = coalescer.gathering_limits();
+            let more = gathering.look(coalescer.last_look(), now, waiting);
+            gathers = gathering.goes_on(now, queue.enough(waiting, coalescer.depth()), limits);
+            // Beside those that it has, the device is given new requests first.
+            if !gathers && queue.is_at_work() && queue.sweep()? > 0 {
+                gathering.given();
+                coalescer.gives(now);
+                swept = true;
+                continue;
+            }
+            // A frontend that sends some has not stalled.
+            if gathers && more {
+                coalescer.gives(now);
+            }
         }
-        match coalescer.next(now, queue.gathered(waiting), most) {
+        let outstanding = queue.outstanding(waiting);
+        let next = coalescer.next(now, queue.gathered(waiting), outstanding, most);
+        let missed = queue.unpublished() >= 2
+            && queue.is_at_work()
+            && !coalescer.measures()
+            && queue.is_missed(waiting, coalescer.depth());
+        match if missed { Next::Answer } else { next } {
             Next::Poll => {
                 // Requests that need no hypercall begin at once; the others are better served together.
-                if waiting > 0 && queue.is_served_singly() {
+                if waiting > 0 && !gathers && queue.is_served_singly() {
                     queue.sweep()?;
+                    gathering.given();
                 }
             }
             Next::Answer => {
                 queue.sweep()?;
+                gathering.given();
                 let published = queue.publish();
                 waiting = queue.waiting()?;
                 coalescer.published(now, published);
@@ -145,18 +166,25 @@ async fn until_stopped<H: Hypervisor>(
                 }
             }
             Next::Sleep(sleep) => {
+                gathers &= queue.hardly_misses(waiting, coalescer.is_closed_loop(now));
                 // Requests that need no hypercall begin at once, as above.
-                if waiting > 0 && queue.is_served_singly() && queue.sweep()? > 0 {
+                if waiting > 0 && !gathers && queue.is_served_singly() && queue.sweep()? > 0 {
+                    gathering.given();
                     swept = true;
                     continue;
                 }
                 let is_idle = sleep.until.is_none();
                 // More requests may be on their way.
-                let Sleep { more, until } = match queue.device_has_become_busy() && is_idle {
+                let company = queue.device_has_become_busy() || gathers;
+                let Sleep { more, mut until } = match company && is_idle {
                     true => coalescer.for_company(now, most),
                     false => sleep,
                 };
-                if !queue.final_check_for(waiting, more)? {
+                if gathers {
+                    let over = gathering.deadline(coalescer.gathering_limits());
+                    until = Some(until.map_or(over, |until| until.min(over)));
+                }
+                if !queue.final_check_for(waiting, more, coalescer.depth())? {
                     wait.begin(queue, until);
                     queue.count_sleep();
                     let notified = Waiting(&mut wait, queue).await;
@@ -164,7 +192,7 @@ async fn until_stopped<H: Hypervisor>(
                     let before = waiting;
                     (waiting, now) = (queue.waiting()?, handle.now());
                     has_looked = queue.in_flight() == 0;
-                    if is_idle {
+                    if is_idle && waiting > before {
                         coalescer.woke(now, waiting);
                     }
                     if notified && waiting <= before {

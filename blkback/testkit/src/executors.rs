@@ -56,6 +56,12 @@ impl Executors {
         }
     }
 
+    /// Runs the first vCPU until `done` returns true, which is called whenever its tasks have had their turn, and
+    /// whenever it would sleep.
+    pub fn run_until(&self, done: impl Fn() -> bool) {
+        self.all[0].1.borrow_mut().run_until(done);
+    }
+
     pub fn next_deadline(&self) -> Option<Instant> {
         let deadlines = self.all.iter().map(|(_, one)| one.borrow().next_deadline());
         deadlines.flatten().min()

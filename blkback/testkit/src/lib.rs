@@ -406,6 +406,12 @@ impl World {
         self.executors().turn();
     }
 
+    /// Runs the driver domain's first vCPU until `done` returns true, which is called whenever its tasks have had their
+    /// turn, and whenever it would sleep. Neither xenstored nor anyone else runs but for what `done` does.
+    pub fn run_until(&self, done: impl Fn() -> bool) {
+        self.executors().run_until(done);
+    }
+
     /// Does one small thing: the driver domain has its turn, or xenstored.
     pub fn step(&self, storage: bool) {
         if storage {

@@ -68,7 +68,7 @@ pub(super) async fn serve_unreachable_frontend<H: Hypervisor>(
         if now >= last_request + UNREACHABLE_SILENT || now >= start + UNREACHABLE {
             break;
         }
-        if queue.final_check_for(0, NonZeroU32::MIN, 1)? {
+        if queue.final_check_for(0, NonZeroU32::MIN)? {
             handle.yield_now().await;
             continue;
         }

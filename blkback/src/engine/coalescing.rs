@@ -62,8 +62,10 @@ pub struct Coalescer {
     batches: u8,
     /// The number of requests and responses at the last look.
     seen: u32,
-    /// The number of all requests that the frontend had outstanding then.
+    /// The number of all requests that the frontend had outstanding then, if the device completes them later.
     outstanding: u32,
+    /// The frontend has nothing to do before it has the responses that wait.
+    waited_for: bool,
     /// The last batch had its full size: the next one is expected.
     streaming: bool,
     /// The longest usual time between two requests, and the longest since the last batch.
@@ -129,6 +131,7 @@ impl Coalescer {
             batches: 0,
             seen: 0,
             outstanding: 0,
+            waited_for: false,
             streaming: false,
             gap: 0,
             longest: 0,
@@ -158,28 +161,19 @@ impl Coalescer {
         self.hold_of_slow = nanos(self.chosen_hold.unwrap_or(MOST_OF_SLOW * scale));
     }
 
-    /// Returns the next action for a queue with `waiting` requests and responses, of at most `most`. `outstanding`: these,
-    /// and the requests that the device has.
+    /// Returns the next action for a queue with `waiting` requests and responses, of at most `most`.
     #[inline]
-    pub fn next(&mut self, now: Instant, waiting: u32, outstanding: u32, most: u32) -> Next {
+    pub fn next(&mut self, now: Instant, waiting: u32, most: u32) -> Next {
         let moves = self.clock_moves(now);
         let until = self.until.take();
         let mut stalls = !moves;
-        let requests = outstanding.saturating_sub(self.outstanding);
-        if requests > 0 {
-            self.outstanding = outstanding;
-            if self.expects_several() {
-                self.closed_loop.arrived(now, requests);
-            }
-        }
         if waiting > self.seen {
-            self.queue_depth = self.queue_depth.max(outstanding);
             stalls |= !self.arrived(now, waiting, until);
             if waiting >= self.target(most) {
                 self.streaming = true;
                 if waiting == most {
                     // The ring has no room for more: the frontend has stalled.
-                    self.ran_dry(outstanding);
+                    self.ran_dry(waiting);
                 }
                 return Next::Answer;
             }
@@ -188,8 +182,13 @@ impl Coalescer {
         if waiting == 0 {
             return self.idle(now, moves);
         }
+        if self.waited_for && !self.measures() {
+            // As large a batch as the frontend leaves room for.
+            self.streaming = true;
+            return Next::Answer;
+        }
         if stalls || now.0.saturating_sub(self.heard().0) >= self.quiet() {
-            self.ran_dry(outstanding);
+            self.ran_dry(waiting);
             self.streaming = false;
             self.active = now;
             return Next::Answer;
@@ -220,6 +219,10 @@ impl Coalescer {
         }
         self.active = now;
         self.seen = waiting;
+        self.queue_depth = self.queue_depth.max(waiting);
+        if self.outstanding == 0 && self.expects_several() {
+            self.closed_loop.arrived(now, new);
+        }
         as_usual
     }
 
@@ -343,7 +346,7 @@ impl Coalescer {
 
     /// Returns whether responses are withheld to measure what the frontend keeps outstanding.
     #[inline]
-    pub fn measures(&self) -> bool {
+    fn measures(&self) -> bool {
         self.answered >= self.patient_for
     }
 
@@ -353,8 +356,8 @@ impl Coalescer {
     }
 
     /// Notes that the frontend has stalled: it waits for its responses.
-    fn ran_dry(&mut self, depth: u32) {
-        let known = self.queue_depth;
+    fn ran_dry(&mut self, waiting: u32) {
+        let (depth, known) = (waiting.max(self.outstanding), self.queue_depth);
         self.queue_depth = depth.max(self.dry);
         self.dry = depth;
         self.answered = 0;
@@ -379,10 +382,28 @@ impl Coalescer {
         }
     }
 
+    /// Notes that the frontend has `outstanding` requests, of which the device completes some later.
+    pub fn sees(&mut self, now: Instant, outstanding: u32) {
+        self.queue_depth = self.queue_depth.max(outstanding);
+        let new = outstanding.saturating_sub(self.outstanding);
+        if new > 0 {
+            self.outstanding = outstanding;
+            if self.expects_several() {
+                self.closed_loop.arrived(now, new);
+            }
+        }
+    }
+
+    /// Notes whether the frontend has nothing to do before it has the responses that wait: no more are waited for.
+    pub fn set_waited_for(&mut self, waited_for: bool) {
+        self.waited_for = waited_for;
+    }
+
     /// Notes that so many responses were published.
     #[inline]
     pub fn published(&mut self, now: Instant, count: u32) {
         self.outstanding = self.outstanding.saturating_sub(count);
+        self.waited_for = false;
         if self.hold_scale.matters() && self.hold_scale.published(now, count) {
             self.set_hold();
             // How many requests come together is another number now.

@@ -42,12 +42,6 @@ impl Gathering {
         more
     }
 
-    /// Returns whether they wait for others: there are fewer than `enough`, and it is not yet time.
-    #[inline]
-    pub fn goes_on(&self, now: Instant, enough: u32, limits: Limits) -> bool {
-        self.seen < enough && now < self.deadline(limits)
-    }
-
     /// Returns the time at which they are given to the device in any case.
     pub fn deadline(&self, limits: Limits) -> Instant {
         let most = self.first.0.saturating_add(limits.most);

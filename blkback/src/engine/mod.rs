@@ -49,6 +49,7 @@ mod indirect;
 mod inflight;
 #[cfg_attr(not(feature = "recover"), path = "without_journal.rs")]
 mod journal;
+mod later;
 mod mappings;
 mod needs;
 mod options;

@@ -244,36 +244,27 @@ impl<H: Hypervisor> Queue<H> {
     }
 
     /// Asks the frontend to notify this end when there are `more` requests beside those that were
-    /// [waiting](Self::waiting). That is earlier if the device may run out of work before, or if the frontend, which
-    /// keeps `depth` outstanding, can send no more. Returns true if that many can be taken already.
+    /// [waiting](Self::waiting). Returns true if that many can be taken already.
     #[inline]
-    pub fn final_check_for(
-        &mut self,
-        waiting: u32,
-        more: NonZeroU32,
-        depth: u32,
-    ) -> Result<bool, QueueError> {
-        let more = match self.submitter.completes_later() {
-            true => {
-                let others = self.dispensable().get().saturating_sub(waiting);
-                let to_come = match depth.saturating_sub(self.outstanding(waiting)) {
-                    0 => u32::MAX,
-                    to_come => to_come,
-                };
-                more.min(NonZeroU32::new(others.min(to_come)).unwrap_or(NonZeroU32::MIN))
-            }
-            false => more,
-        };
+    pub fn final_check_for(&mut self, waiting: u32, more: NonZeroU32) -> Result<bool, QueueError> {
         self.dispatcher.final_check_for(waiting, more)
     }
 
-    /// Returns whether the device was given requests since the last call, and has so much to do that the next one may
+    /// Returns the number of requests, beside the `waiting` ones, from which on the queue had better not sleep: the store
+    /// may run out of work, or the frontend, which keeps `depth` outstanding, can send no more.
+    pub fn missed_from(&self, waiting: u32, depth: u32) -> NonZeroU32 {
+        let others = self.dispensable().get().saturating_sub(waiting);
+        let to_come = match depth.saturating_sub(self.outstanding(waiting)) {
+            0 => u32::MAX,
+            to_come => to_come,
+        };
+        NonZeroU32::new(others.min(to_come)).unwrap_or(NonZeroU32::MIN)
+    }
+
+    /// Returns whether the store was given requests since the last call, and has so much to do that the next one may
     /// wait for others.
-    #[inline]
-    pub fn device_has_become_busy(&mut self) -> bool {
-        self.submitter.completes_later()
-            && self.submitter.was_given_requests()
-            && self.dispensable() > NonZeroU32::MIN
+    pub fn store_has_become_busy(&mut self) -> bool {
+        self.submitter.was_given_requests() && self.dispensable() > NonZeroU32::MIN
     }
 
     /// Returns the number of requests that may wait for others to join them: half as many as the device has, for it has
@@ -294,12 +285,13 @@ impl<H: Hypervisor> Queue<H> {
         }
     }
 
-    /// Returns whether the frontend, which keeps `depth` requests outstanding, has nothing to do, while a quarter
-    /// of what the device has waits for others to be answered together.
+    /// Returns whether the frontend, which keeps `depth` requests outstanding, has nothing to do, while responses are held
+    /// back that are a quarter of what the device has at work, and two at least.
     #[inline]
-    pub fn is_missed(&self, waiting: u32, depth: u32) -> bool {
-        let quarter = self.in_flight() as u32 / 4;
-        self.unpublished() >= quarter && self.outstanding(waiting) >= depth
+    pub fn is_waited_for(&self, waiting: u32, depth: u32) -> bool {
+        let (in_flight, unpublished) = (self.in_flight() as u32, self.unpublished());
+        let enough = unpublished >= 2 && unpublished >= in_flight / 4;
+        enough && in_flight > 0 && self.outstanding(waiting) >= depth
     }
 
     /// Returns whether the device has so many requests that it hardly misses the `waiting` ones while the queue sleeps,

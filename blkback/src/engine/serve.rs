@@ -2,8 +2,9 @@
 
 use super::backoff::BackOff;
 use super::closing::{close, finish_what_was_asked, hold, outwait, serve_unreachable_frontend};
-use super::coalescing::{Coalescer, Next, Sleep};
+use super::coalescing::{Coalescer, Next};
 use super::gathering::Gathering;
+use super::later::{self, NewRequests};
 use super::needs::SLOTS_OF_A_PAGE;
 use super::poll_window::BlockCosts;
 use super::queue::Queue;
@@ -115,29 +116,22 @@ async fn until_stopped<H: Hypervisor>(
             continue;
         }
         let mut gathers = false;
-        if waiting > 0 && queue.completes_later() {
-            let limits = coalescer.gathering_limits();
-            let more = gathering.look(coalescer.last_look(), now, waiting);
-            gathers = gathering.goes_on(now, queue.enough(waiting, coalescer.depth()), limits);
-            // Beside those that it has, the device is given new requests first.
-            if !gathers && queue.is_at_work() && queue.sweep()? > 0 {
-                gathering.given();
-                coalescer.gives(now);
-                swept = true;
-                continue;
+        let gathered = if queue.completes_later() {
+            if waiting > 0 || coalescer.expects_several() {
+                match later::new_requests(queue, &mut coalescer, &mut gathering, now, waiting)? {
+                    NewRequests::Given => {
+                        swept = true;
+                        continue;
+                    }
+                    NewRequests::Gather => gathers = true,
+                    NewRequests::Due => {}
+                }
             }
-            // A frontend that sends some has not stalled.
-            if gathers && more {
-                coalescer.gives(now);
-            }
-        }
-        let outstanding = queue.outstanding(waiting);
-        let next = coalescer.next(now, queue.gathered(waiting), outstanding, most);
-        let missed = queue.unpublished() >= 2
-            && queue.is_at_work()
-            && !coalescer.measures()
-            && queue.is_missed(waiting, coalescer.depth());
-        match if missed { Next::Answer } else { next } {
+            queue.gathered(waiting)
+        } else {
+            waiting + queue.unpublished()
+        };
+        match coalescer.next(now, gathered, most) {
             Next::Poll => {
                 // Requests that need no hypercall begin at once; the others are better served together.
                 if waiting > 0 && !gathers && queue.is_served_singly() {
@@ -166,7 +160,7 @@ async fn until_stopped<H: Hypervisor>(
                 }
             }
             Next::Sleep(sleep) => {
-                gathers &= queue.hardly_misses(waiting, coalescer.is_closed_loop(now));
+                gathers = gathers && queue.hardly_misses(waiting, coalescer.is_closed_loop(now));
                 // Requests that need no hypercall begin at once, as above.
                 if waiting > 0 && !gathers && queue.is_served_singly() && queue.sweep()? > 0 {
                     gathering.given();
@@ -174,18 +168,15 @@ async fn until_stopped<H: Hypervisor>(
                     continue;
                 }
                 let is_idle = sleep.until.is_none();
-                // More requests may be on their way.
-                let company = queue.device_has_become_busy() || gathers;
-                let Sleep { more, mut until } = match company && is_idle {
-                    true => coalescer.for_company(now, most),
+                let sleep = match queue.completes_later() {
+                    true => {
+                        let requests = (now, waiting, gathers);
+                        later::sleep(queue, &coalescer, &gathering, sleep, requests)
+                    }
                     false => sleep,
                 };
-                if gathers {
-                    let over = gathering.deadline(coalescer.gathering_limits());
-                    until = Some(until.map_or(over, |until| until.min(over)));
-                }
-                if !queue.final_check_for(waiting, more, coalescer.depth())? {
-                    wait.begin(queue, until);
+                if !queue.final_check_for(waiting, sleep.more)? {
+                    wait.begin(queue, sleep.until);
                     queue.count_sleep();
                     let notified = Waiting(&mut wait, queue).await;
                     swept &= !wait.end();

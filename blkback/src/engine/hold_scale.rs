@@ -25,7 +25,7 @@ const MORE_SELDOM: u32 = 4;
 /// The time without a request after which there is a trial, and the least number of requests between two of these.
 const LONG_PAUSE: Duration = Duration::from_secs(1);
 const AFTER_PAUSES: u32 = 1 << 9;
-/// The longest time from one request to the next that counts: the guest has paused.
+/// The longest time for each request that counts: the guest has paused.
 const PAUSE: Duration = Duration::from_millis(32);
 
 /// The choice for one queue.
@@ -103,7 +103,8 @@ impl HoldScale {
             }
             return self.get() != before;
         }
-        self.took += since.min(nanos(PAUSE));
+        // Responses that are published together waited for each other: each has a time of its own.
+        self.took += since.min(nanos(PAUSE) * Nanos::from(count.max(1)));
         self.timed += count;
         if self.timed < TIMED {
             return false;
@@ -174,6 +175,23 @@ mod tests {
         for seconds in [0.02, 0.003, 0.001] {
             let longer = run(&mut scale, 20_000, |_| Duration::from_secs_f64(seconds));
             assert!(longer < 400, "{longer}");
+        }
+    }
+
+    #[test]
+    fn the_time_of_a_batch_counts_in_full() {
+        for times in [8, 16] {
+            let mut scale = HoldScale::new(Instant(1));
+            scale.set_scale(times);
+            // 125 requests a second, which are answered together with the longer limit.
+            let mut longer = 0;
+            for _ in 0..5_000 {
+                let together = scale.get();
+                let now = scale.last + Duration::from_millis(8) * together;
+                scale.published(now, together);
+                longer += u32::from(scale.get() > 1);
+            }
+            assert!(longer < 200, "{times}: {longer}");
         }
     }
 

@@ -17,8 +17,8 @@
 //! ```
 //!
 //! `dispatch` decides which requests a sweep takes, `data_path` how it reaches their pages, and `coalescing` when the
-//! frontend is shown the responses. A module further right calls none further left; `dispatch` and `submit` use
-//! `data_path`, and `submit` uses `dispatch`.
+//! frontend is shown the responses. `later` gives new requests to a store that is at work on others. A module further
+//! right calls none further left; `dispatch` and `submit` use `data_path`, and `submit` uses `dispatch`.
 
 mod backoff;
 #[allow(

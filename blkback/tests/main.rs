@@ -17,6 +17,7 @@ mod data_leaks;
 mod discard;
 mod error_nodes;
 mod fairness;
+mod gathering;
 mod given_up;
 mod guest_lines;
 mod hostile;

@@ -220,7 +220,7 @@ impl Coalescer {
         self.active = now;
         self.seen = waiting;
         self.queue_depth = self.queue_depth.max(waiting);
-        if self.outstanding == 0 && self.expects_several() {
+        if self.expects_several() && self.outstanding == 0 {
             self.closed_loop.arrived(now, new);
         }
         as_usual
@@ -402,8 +402,10 @@ impl Coalescer {
     /// Notes that so many responses were published.
     #[inline]
     pub fn published(&mut self, now: Instant, count: u32) {
-        self.outstanding = self.outstanding.saturating_sub(count);
-        self.waited_for = false;
+        if self.outstanding > 0 {
+            self.outstanding = self.outstanding.saturating_sub(count);
+            self.waited_for = false;
+        }
         if self.hold_scale.matters() && self.hold_scale.published(now, count) {
             self.set_hold();
             // How many requests come together is another number now.

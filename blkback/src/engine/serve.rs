@@ -160,12 +160,14 @@ async fn until_stopped<H: Hypervisor>(
                 }
             }
             Next::Sleep(sleep) => {
-                gathers = gathers && queue.hardly_misses(waiting, coalescer.is_closed_loop(now));
-                // Requests that need no hypercall begin at once, as above.
-                if waiting > 0 && !gathers && queue.is_served_singly() && queue.sweep()? > 0 {
-                    gathering.given();
-                    swept = true;
-                    continue;
+                if waiting > 0 {
+                    gathers &= queue.hardly_misses(waiting, coalescer.is_closed_loop(now));
+                    // Requests that need no hypercall begin at once, as above.
+                    if !gathers && queue.is_served_singly() && queue.sweep()? > 0 {
+                        gathering.given();
+                        swept = true;
+                        continue;
+                    }
                 }
                 let is_idle = sleep.until.is_none();
                 let sleep = match queue.completes_later() {
@@ -183,10 +185,11 @@ async fn until_stopped<H: Hypervisor>(
                     let before = waiting;
                     (waiting, now) = (queue.waiting()?, handle.now());
                     has_looked = queue.in_flight() == 0;
-                    if is_idle && waiting > before {
-                        coalescer.woke(now, waiting);
-                    }
-                    if notified && waiting <= before {
+                    if waiting > before {
+                        if is_idle {
+                            coalescer.woke(now, waiting);
+                        }
+                    } else if notified {
                         let first = back_off.is_unused();
                         if let Some(delay) = back_off.empty_notification() {
                             if first {

@@ -83,6 +83,7 @@ fn main(mut machine: Machine) -> ShutdownReason {
         }
         Some("vcpu-hang") => vcpus::hang_elsewhere(&machine, WATCHDOG, hang),
         Some("stray") => stray_upcalls(&machine),
+        Some("stray-twice") => log::info!("came back: {}", stray_upcall_in_its_handler()),
         Some("grant") => pair::grant(&machine),
         Some("map") => pair::map(&machine),
         Some("vcpus") => vcpus::show(&machine),
@@ -155,6 +156,39 @@ fn stray_upcalls(machine: &Machine) {
     }
     log::info!("{intact} of 10000 stray upcalls changed nothing");
     sleep(machine, Duration::from_millis(10));
+}
+
+unsafe extern "C" {
+    /// The kernel's handler of upcalls (`kernel/src/cpu/upcall.rs`).
+    fn pvh_upcall();
+}
+
+/// Enters the handler of upcalls as if it had interrupted itself, before its first instruction, as a faulty emulator has it
+/// do (PVH only). What the first one has interrupted is lost, so this must not return.
+#[inline(never)]
+fn stray_upcall_in_its_handler() -> u64 {
+    log::info!("interrupting the handler now");
+    let kept: u64;
+    // SAFETY: a stack of its own, below what is in use, with the frame of an interrupt. Nothing comes back.
+    unsafe {
+        core::arch::asm!(
+            "sub rsp, 256",
+            "mov {old}, rsp",
+            "mov {segment}, ss",
+            "push {segment}",
+            "push {old}",
+            "pushfq",
+            "mov {segment}, cs",
+            "push {segment}",
+            "push {handler}",
+            "jmp {handler}",
+            old = out(reg) _,
+            segment = out(reg) _,
+            handler = in(reg) pvh_upcall as *const () as u64,
+            lateout("rax") kept,
+        );
+    }
+    kept
 }
 
 /// Gives memory back to Xen and asks for it again, twice.

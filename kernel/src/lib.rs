@@ -34,8 +34,9 @@
 //! No Rust code is interrupted by events: upcalls are masked, or held back, except in
 //! [`Hypervisor::block`](bulkhead_xen::Hypervisor::block), which is assembly. An ordinary call takes the pending
 //! notifications. So no code is re-entered, and compiled code may use the red zone below its stack pointer. The other
-//! vCPUs run what `start_vcpus` gives them in the same way. Only on PVH may Rust code be interrupted: by an NMI, and by
-//! the watchdog's timer if there is one vCPU (feature `recover`). Their handlers have stacks of their own, and touch
+//! vCPUs run what `start_vcpus` gives them in the same way. Only on PVH may Rust code be interrupted: by an NMI; and
+//! if there is one vCPU (feature `recover`), by the watchdog's timer, and by an upcall that Xen was about to raise when
+//! upcalls were held back. Their handlers have stacks of their own, and touch
 //! nothing that the interrupted code uses, unless they end it for good.
 //!
 //! Without the feature `unikernel`, only the modules that need no hypervisor are compiled, so that they can be tested

@@ -6,6 +6,7 @@ use crate::time;
 use bulkhead_xen::abi::shared_info::{LEGACY_MAX_VCPUS, VcpuInfo};
 use bulkhead_xen::{Instant, PAGE_SIZE, Port, VcpuId};
 use core::arch::asm;
+use core::mem::offset_of;
 use core::ops::Range;
 use core::ptr;
 #[cfg(feature = "recover")]
@@ -39,6 +40,9 @@ pub struct Vcpu {
     #[cfg(feature = "recover")]
     pub has_tables: AtomicBool,
 }
+
+/// The place of the address of a vCPU's part of the shared page in its [`Vcpu`].
+pub const INFO: usize = offset_of!(Vcpu, info);
 
 /// The first vCPU's state.
 pub static BOOT_VCPU: Vcpu = Vcpu::new();

@@ -18,7 +18,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "watchdog",
-        about: "PVH and PV: a vCPU that hangs ends its domain, with a reason",
+        about: "PVH and PV: a vCPU that hangs ends its domain, with a reason; so does one whose interrupted state is lost",
         part: Part::Suite,
         run: watchdog,
     },
@@ -143,6 +143,25 @@ fn watchdog(testbed: &Testbed) -> Result<()> {
             );
         }
     }
+    let stray = run(testbed, Kind::Pvh, 1, "stray")?;
+    ensure!(
+        stray
+            .console
+            .contains("10000 of 10000 stray upcalls changed nothing"),
+        "stray upcalls changed something:\n{}",
+        stray.console
+    );
+    let twice = run(testbed, Kind::Pvh, 1, "stray-twice")?;
+    let (before, after) = twice
+        .console
+        .split_once("interrupting the handler now")
+        .context("the handler was not interrupted")?;
+    ensure!(
+        !before.contains("twice, and what")
+            && after.contains("an interrupt was delivered twice, and what it interrupted is lost"),
+        "an upcall within its handler was not noticed:\n{}",
+        twice.console
+    );
     Ok(())
 }
 

@@ -1,8 +1,9 @@
 //! A timer that interrupts the only vCPU of a PVH domain, so that a task that never returns is noticed.
 //!
-//! Tasks run with interrupts enabled then. Nothing but the timer interrupts them: Xen raises no upcall while all bits
-//! of the selector of event channels are set (`evtchn_2l_set_pending` in Xen), and they are clear only while the vCPU
-//! looks for the last time and sleeps. The handler has a stack of its own, as compiled code may keep live data below its
+//! Tasks run with interrupts enabled then. Hardly anything but the timer interrupts them: Xen raises no upcall while all
+//! bits of the selector of event channels are set (`evtchn_2l_set_pending` in Xen), and they are clear only while the vCPU
+//! looks for the last time and sleeps. For an event that Xen is noting when they are set, it raises one after that
+//! ([`upcall`](super::upcall)). The handler has a stack of its own, as compiled code may keep live data below its
 //! stack pointer, and gives back every register that it uses.
 //!
 //! ```text

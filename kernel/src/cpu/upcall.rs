@@ -4,15 +4,23 @@
 //! below. These are assembly and keep nothing below the stack pointer, so that a frame that is pushed there overwrites
 //! nothing (compiled code may keep live data in the 128 bytes below its stack pointer). Wherever an upcall interrupts
 //! them, the routine then returns to its caller with upcalls masked again. No event is handled here; `take_pending`
-//! does that later, as an ordinary call. On PVH, an upcall that interrupts any other code, as only a faulty emulator
-//! delivers it, changes nothing: its handler has a stack of its own.
+//! does that later, as an ordinary call. On PVH, an upcall that interrupts any other code changes nothing: its handler has
+//! a stack of its own. Xen raises one there if it was noting an event when upcalls were held, and a faulty emulator may
+//! at any time.
 
 #[cfg(feature = "recover")]
 use super::halting;
+use crate::vcpu;
+use bulkhead_xen::abi::shared_info::VcpuInfo;
 use core::arch::global_asm;
+use core::mem::offset_of;
 
 /// The interrupt vector that Xen raises for an upcall on PVH.
 pub const UPCALL_VECTOR: u8 = 0xf3;
+
+/// The value of rbx while a vCPU sleeps in `pvh_block`. Compiled code finds its own there when that returns, so that no
+/// other code has it by chance but a copy of this number.
+const SLEEPS: u64 = u64::from_le_bytes(*b"sleeping");
 
 /// Defines the routines. The handler on PVH begins with the instructions in `before`.
 macro_rules! define_routines {
@@ -26,36 +34,52 @@ macro_rules! define_routines {
 pvh_block:
     pushq %rbp
     movq %rsp, %rbp
+    pushq %rbx
+    movq pvh_block_sleeps(%rip), %rbx
 pvh_block_sleep:
     sti
     hlt
 pvh_block_end:
     cli
+    movq -8(%rbp), %rbx
     movq %rbp, %rsp
     popq %rbp
 pvh_block_return:
     ret
+    .balign 8
+pvh_block_sleeps:
+    .quad {sleeps}
 
-    /* On its own stack: see cpu::pvh. While the vCPU sleeps, rbp says all there is to know, and
-       nothing in the frame matters. Anywhere else an upcall is none: interrupts are off there.
-       But QEMU's emulation of SVM may deliver one a second time, later, whatever the flags say:
-       while this handler runs for the first one, which is then started again, or in any code
-       after that, which goes on as if nothing had happened. */
+    /* On its own stack: see cpu::pvh. While the vCPU sleeps, rbx says so, and rbp says all else there
+       is to know: nothing in the frame matters. Other code is interrupted where interrupts are on
+       (`tick`) and Xen has just noted an event: it goes on, and Xen raises no more of them.
+       But QEMU's emulation of SVM may deliver an upcall a second time, later, whatever the flags
+       say: in any code, which goes on as if nothing had happened; or while this handler runs for
+       the first one. Then the frame of the first one is overwritten. If it has not interrupted a
+       sleep, there is no way back. */
     .globl pvh_upcall
 pvh_upcall:
 "#,
             $before,
             r#"
+    cmpq pvh_block_sleeps(%rip), %rbx
+    je pvh_block_end
     cmpq $pvh_upcall, (%rsp)                /* rip */
     jb 1f
     cmpq $pvh_upcall_end, (%rsp)
-    jb pvh_block_end
-1:  cmpq $pvh_block_sleep, (%rsp)
-    jb 2f
-    cmpq $pvh_block_return, (%rsp)
-    jb pvh_block_end
+    jb pvh_upcall_lost
+1:  testl $0x200, 16(%rsp)                  /* rflags: IF */
+    jz 2f
+    pushq %rax
+    movq %gs:0, %rax
+    movq {info}(%rax), %rax
+    movb $0, {pending}(%rax)
+    popq %rax
 2:  iretq
 pvh_upcall_end:
+    .globl pvh_upcall_lost
+pvh_upcall_lost:
+    ud2
 
     /* PV. rdi: this vCPU's evtchn_upcall_mask. SCHEDOP_block clears the mask and looks for
        pending events in one step (sched.h), so no wake-up is lost either. */
@@ -86,6 +110,9 @@ pv_failsafe:
     ud2
 "#,
             $($($operands)+,)?
+            sleeps = const SLEEPS,
+            info = const vcpu::INFO,
+            pending = const offset_of!(VcpuInfo, evtchn_upcall_pending),
             options(att_syntax),
         );
     };
@@ -114,8 +141,17 @@ unsafe extern "C" {
     pub fn pv_block(mask: *mut u8);
     /// The handler of [`UPCALL_VECTOR`]; never called.
     pub fn pvh_upcall();
+    /// The instruction that ends the domain where an upcall was delivered twice, and what it interrupted is lost; never
+    /// called.
+    fn pvh_upcall_lost();
     /// The event callback; never called.
     pub fn pv_upcall();
     /// The failsafe callback; never called.
     pub fn pv_failsafe();
+}
+
+/// Returns whether the exception with that instruction says that an upcall was delivered within its own handler, which no
+/// processor does, and that what was interrupted is lost.
+pub fn interrupted_itself(rip: u64) -> bool {
+    rip == pvh_upcall_lost as unsafe extern "C" fn() as usize as u64
 }

@@ -55,11 +55,23 @@ fn damaged(damage: impl FnOnce(&mut [u8])) -> [bool; 2] {
     world.restart();
     world.run();
     world.wait(Duration::from_millis(5));
+    let complaints = |device: &str| {
+        let lines = world.journal();
+        let about = |line: &&String| !line.starts_with("INFO") && line.contains(device);
+        lines.iter().filter(about).count()
+    };
+    let told = ["/51712", "/51728"].map(|device| complaints(device) > 0);
     // Whatever the disks answer, the frontends have only themselves to ask.
-    disks.each_mut().map(|disk| {
+    let connected = disks.each_mut().map(|disk| {
         disk.link().collect_whatever();
         disk.backend() == Some(XenbusState::Connected)
-    })
+    });
+    assert!(
+        (0..2).all(|disk| connected[disk] || told[disk]),
+        "the log says which disk is lost: {:?}",
+        world.journal()
+    );
+    connected
 }
 
 #[test]

@@ -177,6 +177,10 @@ impl<H: Hypervisor> Dispatcher<H> {
         if self.journal.is_sealed_in_order() && !at_rest {
             // The store answers requests in an order of its own: the ring does not tell which.
             self.journal.break_seal();
+            let in_flight = self.inflight.in_flight();
+            self.error_log.warn(format_args!(
+                "its store answers later than it said, {in_flight} request(s) are in flight: a crash of this domain ends the disk"
+            ));
         }
         let count = self.ring.unpublished();
         let from = self.ring.answered().wrapping_sub(count);

@@ -58,7 +58,9 @@ impl<H: Hypervisor> ErrorLog<H> {
         }
     }
 
-    fn warn(&self, what: fmt::Arguments<'_>) {
+    /// Puts a line into the log.
+    #[cold]
+    pub fn warn(&self, what: fmt::Arguments<'_>) {
         let line = format_args!("{}: {what}", self.name);
         self.log.say(self.handle.now(), log::Level::Warn, line);
     }

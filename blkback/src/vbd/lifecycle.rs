@@ -171,7 +171,17 @@ impl<'a, H: Hypervisor> Vbd<'a, H> {
                 }
             }
             Step::Offer => return self.offer_anew(changed, own).await,
-            Step::ReportClosing => self.set_state(XenbusState::Closing).await?,
+            Step::ReportClosing => {
+                if self.phase == Phase::New {
+                    self.tell(
+                        Level::Warn,
+                        format_args!(
+                            "its frontend takes it to be connected, and nothing of it is served: it is to close"
+                        ),
+                    );
+                }
+                self.set_state(XenbusState::Closing).await?;
+            }
             Step::Close => {
                 self.disconnect().await;
                 self.phase = Phase::Closed;

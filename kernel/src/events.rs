@@ -163,7 +163,8 @@ impl Bitmaps {
     }
 
     /// Keeps Xen from raising upcalls on a vCPU: while all bits of its selector are set, Xen assumes that the vCPU will
-    /// look at every word anyway (`evtchn_2l_set_pending`). [`next_held`](Self::next_held) finds the notifications.
+    /// look at every word anyway (`evtchn_2l_set_pending`). An upcall for an event that Xen was noting just then may still
+    /// come. [`next_held`](Self::next_held) finds the notifications.
     ///
     /// # Safety
     /// `vcpu` is the calling vCPU's part of the shared page.

@@ -5,7 +5,9 @@ use crate::config::Kind;
 use crate::host::pci::{self, Controller, PciDevice};
 use crate::testbed::images::Image;
 use crate::testbed::network::{CONNECTED, DRIVER_DOMAIN, Server};
-use crate::testbed::storage::{Running, Storage, controller_started, own_disk_connected};
+use crate::testbed::storage::{
+    Running, Storage, controller_started, device_number, own_disk_connected,
+};
 use crate::testbed::tls_servers::TlsServer;
 use crate::testbed::{MINUTE, Testbed};
 use anyhow::Result;
@@ -110,12 +112,10 @@ pub(super) fn make<'l, 'h>(
         match store {
             Store::Image(name) => images.push(Image::mib(name, 16)),
             Store::Own(device) => {
-                let file = format!("/tmp/crashing-{kind}-{device}.img");
+                let file = own_file(kind, device);
                 let script = format!("rm -f {file} && truncate --size=16M {file}");
                 testbed.host.ok(&script)?;
-                let own =
-                    format!("format=raw,vdev={device},access=rw,backendtype=phy,target={file}");
-                storage = storage.disk(&own);
+                storage = storage.disk(&own_disk(kind, device));
             }
             Store::Export(server, _) => testbed.start_server(*server)?,
             Store::TlsExport(server, _) => testbed.start_tls_server(*server)?,
@@ -126,6 +126,35 @@ pub(super) fn make<'l, 'h>(
         true => Ok(storage),
         false => storage.images(&images),
     }
+}
+
+/// Returns dom0's file for a disk of the domain's own.
+fn own_file(kind: Kind, device: &str) -> String {
+    format!("/tmp/crashing-{kind}-{device}.img")
+}
+
+/// Returns the specification of that disk for `xl`.
+fn own_disk(kind: Kind, device: &str) -> String {
+    let file = own_file(kind, device);
+    format!("format=raw,vdev={device},access=rw,backendtype=phy,target={file}")
+}
+
+/// Detaches the domain's own disks, which no guest uses, and attaches them again.
+pub(super) fn replace_own_disks(storage: &Running, kind: Kind, stores: &[Store]) -> Result<()> {
+    for store in stores {
+        let Store::Own(device) = store else {
+            continue;
+        };
+        let detach = format!("xl block-detach {} {device}", storage.name);
+        storage.host.ok(&detach)?;
+        let seen = storage.console_length();
+        let own = own_disk(kind, device);
+        storage
+            .host
+            .attach_disk(storage, &own, device_number(device))?;
+        storage.wait_console_from(seen, &own_disk_connected(device), MINUTE)?;
+    }
+    Ok(())
 }
 
 /// Waits until a driver domain has them.

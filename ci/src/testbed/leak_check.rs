@@ -1,7 +1,7 @@
 //! The resources of others that a driver domain holds, as Xen itself and xenstored count them.
 
 use crate::host::Host;
-use crate::host::xen_state::{Pages, bound_ports, grants_in_use, pages};
+use crate::host::xen_state::{bound_ports, grants_in_use, pages};
 use anyhow::{Result, ensure};
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
@@ -52,25 +52,55 @@ impl Holdings {
     }
 }
 
-/// All that a driver domain holds, its own pages with it.
+/// All that a driver domain holds, its own pages with it. Those that other domains have mapped are another count
+/// ([`Mapped`]), as they change with what these domains keep mapped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Everything {
     /// The resources of others.
     pub holdings: Holdings,
-    /// Its own pages.
-    pub pages: Pages,
+    /// Pages of its memory.
+    pub memory: u64,
+    /// Pages that Xen has for it.
+    pub of_xen: u64,
 }
 
 impl Everything {
     /// Counts all that the driver domain with this number holds now.
     pub fn of(host: &Host, storage: u32) -> Result<Self> {
+        let pages = pages(host, storage)?;
         Ok(Self {
             holdings: Holdings::by(host, storage)?,
-            pages: pages(host, storage)?,
+            memory: pages.memory,
+            of_xen: pages.of_xen,
         })
     }
 
     /// Checks that the driver domain comes to hold no more and no less than `self`.
+    pub fn expect_within(
+        &self,
+        host: &Host,
+        storage: u32,
+        when: &str,
+        limit: Duration,
+    ) -> Result<()> {
+        expect_within(self, when, limit, || Self::of(host, storage))
+    }
+}
+
+/// The pages of a driver domain that other domains have mapped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapped {
+    by_others: usize,
+}
+
+impl Mapped {
+    /// Counts those of the driver domain with this number.
+    pub fn of(host: &Host, storage: u32) -> Result<Self> {
+        let by_others = pages(host, storage)?.mapped_by_others;
+        Ok(Self { by_others })
+    }
+
+    /// Checks that no more and no fewer come to be mapped than `self`.
     pub fn expect_within(
         &self,
         host: &Host,

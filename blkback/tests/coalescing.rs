@@ -53,7 +53,7 @@ fn an_idle_queue_wakes_nobody() {
         let mut disk = guest.attach("xvda", "ram:disk0").connected();
         keep_busy(&world, &mut disk, depth, 2000);
         finish(&world, &mut disk);
-        world.wait(HOLD * 2);
+        world.wait(HOLD * 40);
         let before = blocked(&world, 0);
         world.wait(60 * SECOND);
         assert_eq!(blocked(&world, before), 0, "depth {depth}");
@@ -368,7 +368,7 @@ fn a_store_that_is_faster_than_the_guest_is_given_several_requests_at_once() {
                 "{clock:?}, {latency:?}: {late:?}"
             );
             assert!(
-                late.given < REQUESTS / 4,
+                late.given < REQUESTS / 5,
                 "{clock:?}, {latency:?}: {late:?}"
             );
             // The guest has responses to work on all the time. The last ones are waited for in vain.
@@ -457,6 +457,8 @@ fn a_store_that_answers_later_has_each_request_at_once_if_it_has_few() {
         world.wait(HOLD);
         assert_eq!(disk.link().collect().len(), 8);
     }
+    // In a closed loop, even the first ones would wait for others.
+    world.wait(HOLD * 40);
     for held in 1..8 {
         disk.link().push_read(8, 8);
         disk.link().kick();

@@ -16,7 +16,7 @@
 //! nothing.
 
 use super::closed_loop::ClosedLoop;
-use super::gathering::Limits;
+use super::gathering::{Limits, RequestPattern};
 use super::hold_scale::HoldScale;
 use super::options::QueueOptions;
 use super::poll_window::{BlockCosts, Nanos, PollWindow, nanos};
@@ -338,10 +338,13 @@ impl Coalescer {
         self.alone && self.is_closed_loop(now)
     }
 
-    /// Returns the number of requests that the frontend is believed to keep outstanding.
+    /// Returns how the frontend sends its requests.
     #[inline]
-    pub fn depth(&self) -> u32 {
-        self.queue_depth
+    pub fn pattern(&self, now: Instant) -> RequestPattern {
+        RequestPattern {
+            depth: self.queue_depth,
+            closed_loop: self.is_closed_loop(now),
+        }
     }
 
     /// Returns whether responses are withheld to measure what the frontend keeps outstanding.

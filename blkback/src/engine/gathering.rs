@@ -26,6 +26,27 @@ pub struct Limits {
     pub quiet: Nanos,
 }
 
+/// The way in which a frontend sends its requests, as far as it is known.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestPattern {
+    /// The number of requests that it is believed to keep outstanding.
+    pub depth: u32,
+    /// It sends the next requests as soon as it has responses.
+    pub closed_loop: bool,
+}
+
+impl RequestPattern {
+    /// Returns the number of requests that wait for each other although the device has nothing to do: the frontend is busy
+    /// with as many responses of before, and more. If a device is faster than its guest, what it is given at a time would
+    /// get fewer and fewer otherwise.
+    pub fn together(self) -> u32 {
+        match self.closed_loop {
+            true => self.depth / 4,
+            false => 0,
+        }
+    }
+}
+
 impl Gathering {
     /// Notes that `waiting` requests wait, one at least, where none did at a look `before`. Returns whether there are more
     /// than at the last look.

@@ -32,13 +32,13 @@ pub fn new_requests<H: Hypervisor>(
     waiting: u32,
 ) -> Result<NewRequests, QueueError> {
     coalescer.sees(now, queue.outstanding(waiting));
-    let depth = coalescer.depth();
-    coalescer.set_waited_for(queue.is_waited_for(waiting, depth));
+    let pattern = coalescer.pattern(now);
+    coalescer.set_waited_for(queue.is_waited_for(waiting, pattern));
     if waiting == 0 {
         return Ok(NewRequests::Due);
     }
     let more = gathering.look(coalescer.last_look(), now, waiting);
-    let enough = queue.enough(waiting, depth);
+    let enough = queue.enough(waiting, pattern);
     if waiting < enough && now < gathering.deadline(coalescer.gathering_limits()) {
         // A frontend that sends some has not stalled.
         if more {
@@ -64,8 +64,9 @@ pub fn sleep<H: Hypervisor>(
     sleep: Sleep,
     (now, waiting, gathers): (Instant, u32, bool),
 ) -> Sleep {
+    let pattern = coalescer.pattern(now);
     // More requests may be on their way.
-    let company = queue.store_has_become_busy() || gathers;
+    let company = queue.store_has_become_busy(pattern) || gathers;
     let Sleep { more, mut until } = match company && sleep.until.is_none() {
         true => coalescer.for_company(now, queue.slots()),
         false => sleep,
@@ -74,6 +75,6 @@ pub fn sleep<H: Hypervisor>(
         let over = gathering.deadline(coalescer.gathering_limits());
         until = Some(until.map_or(over, |until| until.min(over)));
     }
-    let more = more.min(queue.missed_from(waiting, coalescer.depth()));
+    let more = more.min(queue.missed_from(waiting, pattern));
     Sleep { more, until }
 }

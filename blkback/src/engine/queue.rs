@@ -3,6 +3,7 @@
 use super::data_path::{PageAccess, Paths};
 use super::dispatch::Dispatcher;
 use super::error_log::ErrorLog;
+use super::gathering::RequestPattern;
 use super::needs::most_pages;
 use super::options::QueueOptions;
 use super::pieces::Pieces;
@@ -251,10 +252,10 @@ impl<H: Hypervisor> Queue<H> {
     }
 
     /// Returns the number of requests, beside the `waiting` ones, from which on the queue had better not sleep: the store
-    /// may run out of work, or the frontend, which keeps `depth` outstanding, can send no more.
-    pub fn missed_from(&self, waiting: u32, depth: u32) -> NonZeroU32 {
-        let others = self.dispensable().get().saturating_sub(waiting);
-        let to_come = match depth.saturating_sub(self.outstanding(waiting)) {
+    /// may run out of work, or the frontend can send no more.
+    pub fn missed_from(&self, waiting: u32, pattern: RequestPattern) -> NonZeroU32 {
+        let others = self.dispensable(pattern).saturating_sub(waiting);
+        let to_come = match pattern.depth.saturating_sub(self.outstanding(waiting)) {
             0 => u32::MAX,
             to_come => to_come,
         };
@@ -263,43 +264,44 @@ impl<H: Hypervisor> Queue<H> {
 
     /// Returns whether the store was given requests since the last call, and has so much to do that the next one may
     /// wait for others.
-    pub fn store_has_become_busy(&mut self) -> bool {
-        self.submitter.was_given_requests() && self.dispensable() > NonZeroU32::MIN
+    pub fn store_has_become_busy(&mut self, pattern: RequestPattern) -> bool {
+        self.submitter.was_given_requests() && self.dispensable(pattern) > 1
     }
 
     /// Returns the number of requests that may wait for others to join them: half as many as the device has, for it has
-    /// work meanwhile; or as many as there are responses that wait for others, because their own would wait with these.
-    /// Requests are also taken whenever the device has completed some.
-    fn dispensable(&self) -> NonZeroU32 {
+    /// work meanwhile; or as many as there are responses that wait for others, because their own would wait with these;
+    /// or as many as the frontend sends together. Requests are also taken whenever the device has completed some.
+    fn dispensable(&self, pattern: RequestPattern) -> u32 {
         let half = self.in_flight() as u32 / 2;
-        NonZeroU32::new(half.max(self.unpublished())).unwrap_or(NonZeroU32::MIN)
+        half.max(self.unpublished()).max(pattern.together()).max(1)
     }
 
-    /// Returns the number from which on the `waiting` requests wait for no others before the device is given them. The
-    /// frontend keeps `depth` outstanding: if they are all here, no other can come.
+    /// Returns the number from which on the `waiting` requests wait for no others before the device is given them. If all
+    /// that the frontend keeps outstanding are here, no other can come.
     #[inline]
-    pub fn enough(&self, waiting: u32, depth: u32) -> u32 {
-        match self.outstanding(waiting) >= depth {
+    pub fn enough(&self, waiting: u32, pattern: RequestPattern) -> u32 {
+        match self.outstanding(waiting) >= pattern.depth {
             true => 1,
-            false => self.dispensable().get(),
+            false => self.dispensable(pattern),
         }
     }
 
-    /// Returns whether the frontend, which keeps `depth` requests outstanding, has nothing to do, while responses are held
-    /// back that are a quarter of what the device has at work, and two at least.
+    /// Returns whether the frontend has nothing to do, while responses are held back that are a quarter of what the device
+    /// has at work, and two at least.
     #[inline]
-    pub fn is_waited_for(&self, waiting: u32, depth: u32) -> bool {
+    pub fn is_waited_for(&self, waiting: u32, pattern: RequestPattern) -> bool {
         let (in_flight, unpublished) = (self.in_flight() as u32, self.unpublished());
         let enough = unpublished >= 2 && unpublished >= in_flight / 4;
-        enough && in_flight > 0 && self.outstanding(waiting) >= depth
+        enough && in_flight > 0 && self.outstanding(waiting) >= pattern.depth
     }
 
     /// Returns whether the device has so many requests that it hardly misses the `waiting` ones while the queue sleeps,
-    /// until it has completed some. That also holds if more responses than that wait for others, and the frontend is in
-    /// a closed loop: it is busy with earlier responses.
+    /// until it has completed some. That also holds if more responses than that wait for others, or more requests will come
+    /// together, and the frontend is in a closed loop: it is busy with earlier responses.
     #[inline]
-    pub fn hardly_misses(&self, waiting: u32, closed_loop: bool) -> bool {
-        waiting < self.in_flight() as u32 / 4 || closed_loop && waiting < self.unpublished()
+    pub fn hardly_misses(&self, waiting: u32, pattern: RequestPattern) -> bool {
+        let is_few = waiting < self.unpublished().max(pattern.together());
+        waiting < self.in_flight() as u32 / 4 || pattern.closed_loop && is_few
     }
 
     /// Returns ready if the frontend has sent a notification. Otherwise its next notification wakes the task.

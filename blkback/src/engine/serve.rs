@@ -161,7 +161,7 @@ async fn until_stopped<H: Hypervisor>(
             }
             Next::Sleep(sleep) => {
                 if waiting > 0 {
-                    gathers &= queue.hardly_misses(waiting, coalescer.is_closed_loop(now));
+                    gathers &= queue.hardly_misses(waiting, coalescer.pattern(now));
                     // Requests that need no hypercall begin at once, as above.
                     if !gathers && queue.is_served_singly() && queue.sweep()? > 0 {
                         gathering.given();

@@ -20,6 +20,7 @@ struct Left {
 /// All grants that were left and have not ended, in the order of their frames.
 #[derive(Default)]
 pub(crate) struct LeftGrants {
+    entries: &'static [EntryV1],
     all: Vec<Left>,
     /// Those that have ended. Messages of before may still name them, so they are not given out before all have ended, and
     /// all rings that were taken up are drained.
@@ -34,7 +35,7 @@ pub(crate) struct LeftGrants {
 impl LeftGrants {
     /// Finds them. Returns also the number of the first entry behind all that were ever used, and the unused ones before it.
     pub fn find(
-        entries: &[EntryV1],
+        entries: &'static [EntryV1],
         pages: Arc<dyn GrantedBefore>,
     ) -> (LeftGrants, u32, Vec<GrantRef>) {
         let (mut all, mut ended, mut unused) = (BinaryHeap::new(), Vec::new(), Vec::new());
@@ -60,6 +61,7 @@ impl LeftGrants {
         // A heap sorts by a tenth of the code that `sort_unstable` has.
         let (all, pages) = (all.into_sorted_vec(), Some(pages));
         let left = LeftGrants {
+            entries,
             found: all.len(),
             all,
             ended,
@@ -105,10 +107,17 @@ impl LeftGrants {
     }
 
     /// Passes all entries that have ended to `free`, once no backend uses a number that it has found in a message of before:
-    /// it has unmapped its rings, or they are drained.
-    fn free_ended(&mut self, free: impl FnMut(GrantRef)) {
-        if self.all.is_empty() && self.undrained.is_empty() {
-            self.ended.drain(..).for_each(free);
+    /// it has unmapped its rings, or they are drained. A boot after this one takes them for unused, unless this one uses them:
+    /// otherwise, the numbers that may be given out would become fewer with each crash.
+    fn free_ended(&mut self, mut free: impl FnMut(GrantRef)) {
+        if !self.all.is_empty() || !self.undrained.is_empty() {
+            return;
+        }
+        for gref in self.ended.drain(..) {
+            if let Some(entry) = self.entries.get(gref.0 as usize) {
+                entry.frame.store(0, Ordering::Relaxed);
+            }
+            free(gref);
         }
     }
 

@@ -293,3 +293,39 @@ fn numbers_of_before_are_not_given_out_while_a_ring_that_was_taken_up_may_have_m
         pair.assert_clean();
     }
 }
+
+/// While something of before is in use, each boot uses other numbers than those before it. That must not cost the ones that
+/// come once nothing is.
+#[test]
+fn numbers_are_unused_again_for_later_boots_too() {
+    let pair = Pair::new();
+    let hypervisor = pair.frontend.hypervisor();
+    let mut table = GrantTable::new(hypervisor.clone()).unwrap();
+    let free = table.free_entries();
+    let page = hypervisor.allocate_to_grant(1).unwrap();
+    let in_use = grant(&table, &pair, page);
+    let mut pool = pair.region.map_pool(pair.guest(), 1).unwrap();
+    let used = pool.queue_map(in_use, GrantAccess::ReadWrite).unwrap();
+    pool.map_queued();
+    let shares = |table: &GrantTable<SimVcpu>| {
+        let page = hypervisor.allocate_to_grant(1).unwrap();
+        (0..20).for_each(|_| _ = grant(table, &pair, page));
+    };
+    for boots in 1..4 {
+        (table, _) = next_boot(&pair, table);
+        assert_eq!(table.end_left(None), 1);
+        shares(&table);
+        assert_eq!(table.free_entries(), free - 1 - boots * 20);
+    }
+    pool.queue_unmap(used);
+    pool.unmap_queued();
+    (table, _) = next_boot(&pair, table);
+    assert_eq!(table.end_left(None), 0);
+    assert_eq!(table.free_entries(), free);
+    shares(&table);
+    (table, _) = next_boot(&pair, table);
+    assert_eq!(table.free_entries(), free - 20, "what one boot has used");
+    assert_eq!(table.end_left(None), 0);
+    drop(pool);
+    pair.assert_clean();
+}

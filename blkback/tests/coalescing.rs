@@ -53,7 +53,7 @@ fn an_idle_queue_wakes_nobody() {
         let mut disk = guest.attach("xvda", "ram:disk0").connected();
         keep_busy(&world, &mut disk, depth, 2000);
         finish(&world, &mut disk);
-        world.wait(HOLD * 40);
+        world.wait(HOLD * 2);
         let before = blocked(&world, 0);
         world.wait(60 * SECOND);
         assert_eq!(blocked(&world, before), 0, "depth {depth}");

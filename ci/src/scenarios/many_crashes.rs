@@ -6,7 +6,7 @@ use crate::config::Kind;
 use crate::host::Host;
 use crate::host::guest::{Guest, Started};
 use crate::host::pci;
-use crate::testbed::leak_check::{Everything, Holdings, Mapped};
+use crate::testbed::leak_check::{Everything, Holdings, expect_within, mapped_by_others};
 use crate::testbed::network::Server;
 use crate::testbed::pauses::{self, KEEP_LOG, LOGGED, MARK};
 use crate::testbed::report::milliseconds;
@@ -117,7 +117,7 @@ fn many_crashes(testbed: &Testbed, kind: Kind, vcpus: u32, on: &[Store; 4]) -> R
     let mut storage = storage.memory(64).vcpus(vcpus).start()?;
     stores::wait(&storage, on)?;
     let nothing = Holdings::by(host, storage.id)?;
-    let mapped = Mapped::of(host, storage.id)?;
+    let mapped = mapped_by_others(host, storage.id)?;
     testbed.step("booting four guests");
     let mut guests = guests(host, on)?;
     let written = on_each(&guests, WRITE_END)?;
@@ -150,7 +150,8 @@ fn many_crashes(testbed: &Testbed, kind: Kind, vcpus: u32, on: &[Store; 4]) -> R
                 }
                 Some(early) => {
                     let when = format!("after {CRASHES} crashes");
-                    early.expect_within(host, storage.id, &when, GIVEN_BACK)?;
+                    let count = || Everything::of(host, storage.id);
+                    expect_within(early, &when, GIVEN_BACK, count)?;
                 }
             }
             if number < CRASHES {
@@ -183,7 +184,8 @@ fn many_crashes(testbed: &Testbed, kind: Kind, vcpus: u32, on: &[Store; 4]) -> R
     nothing.expect_within(host, storage.id, &when, GIVEN_BACK)?;
     // A backend keeps pages mapped as long as it is connected, those of boots before, too.
     stores::replace_own_disks(&storage, kind, on)?;
-    mapped.expect_within(host, storage.id, &when, GIVEN_BACK)?;
+    let count = || mapped_by_others(host, storage.id);
+    expect_within(&mapped, &when, GIVEN_BACK, count)?;
     storage.shutdown()?;
     stores::remove(testbed, on)
 }

@@ -53,7 +53,7 @@ impl Holdings {
 }
 
 /// All that a driver domain holds, its own pages with it. Those that other domains have mapped are another count
-/// ([`Mapped`]), as they change with what these domains keep mapped.
+/// ([`mapped_by_others`]), as they change with what these domains keep mapped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Everything {
     /// The resources of others.
@@ -74,46 +74,15 @@ impl Everything {
             of_xen: pages.of_xen,
         })
     }
-
-    /// Checks that the driver domain comes to hold no more and no less than `self`.
-    pub fn expect_within(
-        &self,
-        host: &Host,
-        storage: u32,
-        when: &str,
-        limit: Duration,
-    ) -> Result<()> {
-        expect_within(self, when, limit, || Self::of(host, storage))
-    }
 }
 
-/// The pages of a driver domain that other domains have mapped.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mapped {
-    by_others: usize,
+/// Counts the pages of a driver domain that other domains have mapped.
+pub fn mapped_by_others(host: &Host, storage: u32) -> Result<usize> {
+    Ok(pages(host, storage)?.mapped_by_others)
 }
 
-impl Mapped {
-    /// Counts those of the driver domain with this number.
-    pub fn of(host: &Host, storage: u32) -> Result<Self> {
-        let by_others = pages(host, storage)?.mapped_by_others;
-        Ok(Self { by_others })
-    }
-
-    /// Checks that no more and no fewer come to be mapped than `self`.
-    pub fn expect_within(
-        &self,
-        host: &Host,
-        storage: u32,
-        when: &str,
-        limit: Duration,
-    ) -> Result<()> {
-        expect_within(self, when, limit, || Self::of(host, storage))
-    }
-}
-
-/// Checks that a driver domain comes to hold what is expected.
-fn expect_within<T: PartialEq + Debug>(
+/// Checks that what `count` finds a driver domain to hold comes to be what is expected.
+pub fn expect_within<T: PartialEq + Debug>(
     expected: &T,
     when: &str,
     limit: Duration,
